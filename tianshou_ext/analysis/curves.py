@@ -1,0 +1,60 @@
+"""Learning curves from the ``progress.csv`` of one or more runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tianshou_ext.checkpoint import atomic_write
+from tianshou_ext.errors import InputError
+from tianshou_ext.trainer import PROGRESS, read_progress
+
+
+def plot_curves(
+    runs: Mapping[str, Sequence[str | Path]],
+    path: str | Path,
+    *,
+    title: str = "",
+    lines: Mapping[str, float] | None = None,
+) -> Path:
+    """Draw return against gradient steps.
+
+    :param runs: label to run folders; several folders are seeds, drawn as their mean with a band
+        from the least to the greatest. One folder's band is a standard deviation over episodes.
+    :param path: PNG to write.
+    :param lines: label to height of horizontal lines, for example the behaviour's score.
+    :raises InputError: if matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            'expected matplotlib for the plot, found none; pip install "tianshou_ext[cli]"'
+        ) from error
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for label, folders in runs.items():
+        curves = [read_progress(Path(folder) / PROGRESS) for folder in folders]
+        length = min(len(curve) for curve in curves)
+        steps = [row["step"] for row in curves[0][:length]]
+        means = np.array([[row["return_mean"] for row in curve[:length]] for curve in curves])
+        if len(curves) > 1:
+            low, high = means.min(0), means.max(0)
+        else:
+            spread = np.array([row["return_std"] for row in curves[0]])
+            low, high = means[0] - spread, means[0] + spread
+        drawn = axes.plot(steps, means.mean(0), marker="o", markersize=3, label=label)
+        axes.fill_between(steps, low, high, alpha=0.2, color=drawn[0].get_color())
+    for k, (label, height) in enumerate((lines or {}).items()):
+        axes.axhline(height, color="grey", linestyle=("--", ":", "-.")[k % 3], label=label)
+    axes.set_xlabel("gradient steps")
+    axes.set_ylabel("return of a test game")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    atomic_write(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
+    return Path(path)

@@ -1,0 +1,196 @@
+"""Everything of a run in one file, written atomically and read without unpickling code.
+
+A checkpoint holds the policy's weights, targets and normaliser, its optimizers, scheduler and
+generators, the number of gradient steps, the trainer's counters, the method's name and config,
+and the versions that wrote it. ``torch.load(weights_only=True)`` reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import tianshou
+import torch
+
+from tianshou_ext import __version__
+from tianshou_ext.errors import InputError
+from tianshou_ext.policy.base import OfflinePolicy
+from tianshou_ext.policy.registry import method_name
+
+FORMAT = 1
+"""Version of the layout of a checkpoint."""
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a temporary file beside ``path``, then rename it.
+
+    :raises OSError: if writing fails, for example on a full disk; ``path`` is then as before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError.
+        raise OSError(
+            f"expected to write {path}, but that failed ({error}); make room or choose another "
+            "folder, what was there before is untouched"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run depends on."""
+    return {
+        "tianshou_ext": __version__,
+        "tianshou": tianshou.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "gymnasium": gymnasium.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def policy_state(policy: OfflinePolicy) -> dict[str, Any]:
+    """Return all state of a policy as tensors and plain values."""
+    scheduler = policy.lr_scheduler
+    return {
+        "format": FORMAT,
+        "method": method_name(policy),
+        "config": asdict(policy.config),
+        "versions": versions(),
+        "policy": policy.state_dict(),
+        "optimizers": {name: optim.state_dict() for name, optim in policy.optimizers.items()},
+        "scheduler": None if scheduler is None else scheduler.state_dict(),
+        "generators": {name: g.get_state() for name, g in policy.generators.items()},
+        "global_generator": torch.get_rng_state(),
+        "num_updates": policy.num_updates,
+        "eps": policy.eps,
+    }
+
+
+def save_checkpoint(
+    policy: OfflinePolicy, path: str | Path, run: Mapping[str, Any] | None = None
+) -> None:
+    """Write a checkpoint.
+
+    :param run: the trainer's own counters; plain values.
+    :raises OSError: if it cannot be written; an older file at ``path`` is then untouched.
+    """
+    state = {**policy_state(policy), "run": dict(run or {})}
+    atomic_write(path, lambda partial: torch.save(state, partial))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint or a bare ``state_dict`` as a dictionary.
+
+    :raises InputError: if the file is missing, damaged, or holds more than tensors and values.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"expected a checkpoint at {path}, found none; check the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"expected a checkpoint of tensors and plain values at {path}, got a file that cannot "
+            f"be read as one ({first}); it is foreign or truncated, use another"
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(
+            f"expected a checkpoint at {path}, got a {type(state).__name__}; use another file"
+        )
+    return state
+
+
+def _check(state: Mapping[str, Any], policy: OfflinePolicy, path: str | Path) -> None:
+    name = method_name(policy)
+    if state["format"] != FORMAT:
+        raise InputError(
+            f"expected a checkpoint of format {FORMAT} at {path}, got format {state['format']}; "
+            f"it was written by tianshou_ext {state['versions'].get('tianshou_ext')}, use that one"
+        )
+    if state["method"] != name:
+        raise InputError(
+            f"expected a checkpoint of {name} at {path}, got one of {state['method']}; "
+            "use that method, or another checkpoint"
+        )
+
+
+def _load_weights(policy: OfflinePolicy, weights: Mapping[str, Any], path: str | Path) -> None:
+    try:
+        policy.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"expected weights of this policy's networks at {path}, got others ({detail}); "
+            "use the task, method and sizes that the checkpoint was made with"
+        ) from error
+
+
+def load_policy(policy: OfflinePolicy, path: str | Path) -> None:
+    """Load weights and normaliser, from a checkpoint or a bare ``state_dict``, to act or go on.
+
+    :raises InputError: if the file is no checkpoint, or one of another method or other sizes.
+    """
+    state = read_checkpoint(path)
+    if "format" in state:
+        _check(state, policy, path)
+        state = state["policy"]
+    _load_weights(policy, state, path)
+
+
+def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
+    """Restore all state of a run, exactly, and return the trainer's counters.
+
+    :raises InputError: if the file is no checkpoint, or one of another method, config or size.
+    """
+    state = read_checkpoint(path)
+    if "format" not in state:
+        raise InputError(
+            f"expected a complete checkpoint at {path}, got bare weights; "
+            "pass it as --resume-path to start from these weights"
+        )
+    _check(state, policy, path)
+    here, there = asdict(policy.config), state["config"]
+    differing = {
+        key: (there.get(key), value)
+        for key, value in here.items()
+        if _comparable(there.get(key)) != _comparable(value)
+    }
+    if differing:
+        changes = ", ".join(f"{k} was {old}, is {new}" for k, (old, new) in differing.items())
+        raise InputError(
+            f"expected the settings of the run at {path} ({changes}); use the old ones, another "
+            "--logdir, or --resume never"
+        )
+    _load_weights(policy, state["policy"], path)
+    for name, optim in policy.optimizers.items():
+        optim.load_state_dict(state["optimizers"][name])
+    if policy.lr_scheduler is not None and state["scheduler"] is not None:
+        policy.lr_scheduler.load_state_dict(state["scheduler"])
+    for name, generator in policy.generators.items():
+        generator.set_state(state["generators"][name])
+    torch.set_rng_state(state["global_generator"])
+    policy.num_updates = state["num_updates"]
+    policy.eps = state["eps"]
+    run: dict[str, Any] = state["run"]
+    return run
+
+
+def _comparable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,83 @@
+"""Observation normalisation that is part of a policy's saved state.
+
+``y = (obs - shift) / scale``. For vectors, shift and scale are the data's mean and standard
+deviation (TD3+BC, arXiv 2106.06860, section 5: ``std + 1e-3``). For frames, shift is the data's
+mean frame and scale one number: with frames divided by 255, a moving ball of a few pixels hardly
+changes what the network sees, and cloning Pong stays at the entropy of the action frequencies.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tianshou_ext.data.replay import Replay
+
+ObsNorm = Literal["standard", "255", "none"]
+
+FRAME_SCALE = 20.0
+"""Grey levels to one unit, our choice; see docs/methods/discrete_cql.md for what it does."""
+
+STD_EPS = 1e-3
+"""Added to the standard deviation: TD3+BC, official repo, utils.py."""
+
+
+class ObsNormalizer(nn.Module):
+    """Map raw observations to network inputs.
+
+    :param obs_shape: shape of one observation, (D,) or (S, H, W) for stacked frames.
+    :param kind: ``standard`` fits shift and scale to the data, ``255`` divides by 255, ``none``
+        only casts to float32.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    is_fitted: Tensor
+
+    def __init__(self, obs_shape: tuple[int, ...], kind: ObsNorm = "standard") -> None:
+        super().__init__()
+        self.kind: ObsNorm = kind
+        self.is_frames = len(obs_shape) == 3
+        # One mean frame serves every place of the stack.
+        shape = (1, *obs_shape[1:]) if self.is_frames else obs_shape
+        self.register_buffer("shift", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(() if self.is_frames else shape))
+        self.register_buffer("is_fitted", torch.tensor(kind != "standard"))
+        if kind == "255":
+            self.scale.fill_(255.0)
+
+    def fit(self, replay: Replay, num_rows: int = 100_000) -> None:
+        """Fit to the data once; a fitted or restored normaliser is left alone.
+
+        :param num_rows: rows used at most, evenly spaced.
+        """
+        if bool(self.is_fitted):
+            return
+        step = max(1, len(replay) // num_rows)
+        if self.is_frames and replay.stack is not None:
+            rows = replay.rows[:: max(step, len(replay) // 20_000)]
+            total = torch.zeros(replay.obs.shape[1:], dtype=torch.float64)
+            for chunk in rows.split(1024):
+                total += replay.obs[chunk].sum(0, dtype=torch.float64)
+            self.shift.copy_((total / len(rows)).unsqueeze(0))
+            self.scale.fill_(FRAME_SCALE)
+        else:
+            obs = replay.observations(replay.rows[:: max(step, len(replay) // 20_000)])
+            mean = obs.double().mean(0)
+            if self.is_frames:
+                self.shift.copy_(mean.mean(0, keepdim=True))
+                self.scale.fill_(FRAME_SCALE)
+            else:
+                obs = replay.observations(replay.rows[::step]).double()
+                self.shift.copy_(obs.mean(0))
+                self.scale.copy_(obs.std(0, correction=0) + STD_EPS)
+        self.is_fitted.fill_(True)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Normalise observations (B, ...) of any number type to float32 (B, ...)."""
+        if self.kind == "none":
+            return obs.float()
+        # uint8 minus float32 promotes to float32 in one pass over the frames.
+        return (obs - self.shift).div_(self.scale)

@@ -1,0 +1,266 @@
+"""Staged replay: a Tianshou buffer laid out so that sampling a batch is one gather.
+
+``Replay`` is made once from a ``ReplayBuffer``. Low-dimensional data become contiguous float32
+tensors on the policy's device. Image stacks stay what they are in the buffer, one uint8 frame a
+row shared with the buffer's memory (or its memory map), and are assembled by index:
+
+    obs[i]      = frames[stack[i]]              (S, H, W)
+    obs_next[i] = frames[stack[next_row[i]]]
+
+``stack[i]`` goes back through the rows of the same episode and repeats the first one, exactly as
+Tianshou's own ``stack_num`` does. Tianshou's wrong neighbours after ``from_data`` (row 0 precedes
+itself, the last row is followed by row 0) are put right here.
+
+A row is sampled only if its successor is known: where ``obs_next`` is not stored, a truncated row
+has none, so it is left out. Writers use that to keep the final observation of a truncated episode
+as one extra row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tianshou_ext.errors import InputError
+from tianshou_ext.tianshou_api import ReplayBuffer
+
+
+@dataclass
+class Transitions:
+    """A batch of transitions as tensors on one device.
+
+    :param obs: (B, ...) observations, as the environment gave them (uint8 frames, float32 else).
+    :param act: (B,) int64 or (B, A) float32.
+    :param rew: (B,) float32, the discounted sum of n rewards.
+    :param terminated: (B,) float32, 1 where the episode truly ended within the n steps.
+    :param obs_next: (B, ...) the observation that the n steps lead to.
+    :param discount: (B,) float32, gamma to the number of steps taken; a target is
+        ``rew + discount * (1 - terminated) * value(obs_next)``.
+    """
+
+    obs: Tensor
+    act: Tensor
+    rew: Tensor
+    terminated: Tensor
+    obs_next: Tensor
+    discount: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rew)
+
+    def to(self, device: torch.device | str) -> Transitions:
+        """Return the batch on ``device``."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        return Transitions(**moved)
+
+
+def neighbours(buffer: ReplayBuffer) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the previous and the next row of every row, (M,) int64 each.
+
+    As ``buffer.prev`` and ``buffer.next``: a row at an episode's edge is its own neighbour. A
+    buffer fresh from ``from_data`` is read as if its last row were the newest one.
+    """
+    size = buffer.maxsize
+    done = np.asarray(buffer.done, dtype=bool)
+    rows = np.arange(size)
+    prev_row, next_row = rows - 1, rows + 1
+    subs = list(getattr(buffer, "buffers", [buffer]))
+    newest = np.array(buffer.last_index, dtype=np.int64)
+    start = 0
+    for k, sub in enumerate(subs):
+        stop = start + sub.maxsize
+        full = len(sub) == sub.maxsize
+        prev_row[start] = stop - 1 if full else start
+        next_row[stop - 1] = start
+        if newest[k] == start and len(sub) > 1 and sub._insertion_idx == 0:
+            newest[k] = stop - 1  # from_data leaves last_index at 0
+        start = stop
+    is_newest = np.zeros(size, dtype=bool)
+    is_newest[newest] = True
+    edge_after = done | is_newest
+    next_row = np.where(edge_after, rows, next_row)
+    prev_row = np.where(edge_after[prev_row], rows, prev_row)
+    return prev_row, next_row
+
+
+def filled_rows(buffer: ReplayBuffer) -> np.ndarray[Any, Any]:
+    """Return the rows of ``buffer`` that hold data, (M,) int64, in ascending order."""
+    if not hasattr(buffer, "buffers"):
+        return np.arange(len(buffer))
+    starts = buffer.subbuffer_edges[:-1]
+    parts = [s + np.arange(len(b)) for s, b in zip(starts, buffer.buffers, strict=True)]
+    return np.concatenate(parts)
+
+
+class Replay:
+    """A ``ReplayBuffer`` staged for sampling.
+
+    :param buffer: filled with transitions; not changed. Rows added later are not seen.
+    :param device: where batches are wanted. Low-dimensional data are moved there once; frames
+        stay in the buffer's memory and are moved batch by batch.
+    :raises InputError: if the buffer is empty, holds no transition with a known successor, NaN
+        or infinite rewards or observations, or observations that are no plain array.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, device: torch.device | str = "cpu") -> None:
+        if len(buffer) == 0:
+            raise InputError("expected a buffer with transitions, got an empty one; fill it first")
+        if not isinstance(buffer.obs, np.ndarray):
+            raise InputError(
+                "expected observations that are one array per step, got a "
+                f"{type(buffer.obs).__name__} with keys {list(buffer.obs)}; flatten them first, "
+                "for example with gymnasium.wrappers.FlattenObservation"
+            )
+        self.device = torch.device(device)
+        rows = filled_rows(buffer)
+        self.prev_row, self.next_row = neighbours(buffer)
+        self.stack_num = int(buffer.stack_num)
+        terminated = np.asarray(buffer.terminated, dtype=bool)
+        truncated = np.asarray(buffer.truncated, dtype=bool)
+        stores_next = bool(buffer._save_obs_next) and "obs_next" in buffer._meta.get_keys()
+
+        self.obs = self._stage("obs", buffer.obs, rows)
+        self.obs_next: Tensor | None = None
+        usable = np.ones(len(rows), dtype=bool)
+        if stores_next:
+            self.obs_next = self._stage("obs_next", buffer.obs_next, rows)
+        else:
+            # Without a stored successor, only a later row or a true end says what came next.
+            at_edge = self.next_row[rows] == rows
+            usable = ~at_edge | terminated[rows]
+        rows = rows[usable]
+        if len(rows) == 0:
+            raise InputError(
+                "expected at least one transition with a known successor, got only truncated rows "
+                "without obs_next; store obs_next or the observation after each episode"
+            )
+        self.act = self._stage_act(buffer.act)
+        self.rew = self._stage("rew", buffer.rew, rows)
+        if self.rew.ndim != 1:
+            raise InputError(
+                f"expected one reward a step, shape (N,), got {tuple(self.rew.shape)}; "
+                "reshape the rewards"
+            )
+        self.terminated = torch.from_numpy(terminated.astype(np.float32)).to(self.device)
+        self.rows = torch.from_numpy(rows)
+        """(N,) int64: the rows that are transitions."""
+        valid = np.zeros(buffer.maxsize, dtype=bool)
+        valid[rows] = True
+        # n-step returns stop at a terminal, at a stored truncation and before a row that is no
+        # transition (the extra row with a truncated episode's last observation).
+        follows = (self.next_row != np.arange(buffer.maxsize)) & valid[self.next_row]
+        follows &= ~(terminated | truncated)
+        self.follows = torch.from_numpy(follows)
+        self.stack = self._stack_table() if self.stack_num > 1 else None
+        self.next = torch.from_numpy(self.next_row)
+        del self.prev_row, self.next_row
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of one observation, stack included."""
+        single = tuple(self.obs.shape[1:])
+        return (self.stack_num, *single) if self.stack is not None else single
+
+    def _stage(self, key: str, values: Any, rows: np.ndarray[Any, Any]) -> Tensor:
+        if values.dtype == object:
+            raise InputError(
+                f"expected numbers in the buffer's {key}, got Python objects; "
+                "give every step an array of the same shape"
+            )
+        if values.dtype == np.uint8:
+            return torch.from_numpy(values)  # shares memory, also with a memory map
+        staged = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        finite = torch.isfinite(staged[torch.from_numpy(rows)])
+        if not finite.all():
+            bad = int((~finite).flatten(1).any(1).sum() if finite.ndim > 1 else (~finite).sum())
+            raise InputError(
+                f"expected finite numbers in the buffer's {key}, got NaN or infinity in {bad} of "
+                f"{len(rows)} rows; repair or drop those rows"
+            )
+        return staged.to(self.device)
+
+    def _stage_act(self, values: Any) -> Tensor:
+        if np.issubdtype(values.dtype, np.integer):
+            return torch.from_numpy(values.astype(np.int64)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
+
+    def _stack_table(self) -> Tensor:
+        columns = [np.arange(len(self.prev_row))]
+        for _ in range(self.stack_num - 1):
+            columns.append(self.prev_row[columns[-1]])
+        return torch.from_numpy(np.stack(columns[::-1], axis=1).astype(np.int32))  # (M, S)
+
+    def observations(self, rows: Tensor) -> Tensor:
+        """Return the observations at ``rows`` (B,), stacked, on the device: (B, ...)."""
+        if self.stack is None:
+            return self.obs[rows.to(self.obs.device)].to(self.device, non_blocking=True)
+        picked = self.stack[rows]  # (B, S)
+        stacked = self.obs.index_select(0, picked.flatten())
+        stacked = stacked.view(*picked.shape, *self.obs.shape[1:])  # (B, S, H, W)
+        return stacked.to(self.device, non_blocking=True)
+
+    def next_observations(self, rows: Tensor) -> Tensor:
+        """Return the observations after ``rows`` (B,), on the device: (B, ...)."""
+        if self.obs_next is None:
+            return self.observations(self.next[rows])
+        if self.stack is None:
+            return self.obs_next[rows.to(self.obs_next.device)].to(self.device, non_blocking=True)
+        # The stack of what follows is the present one moved on by one frame.
+        newest = self.obs_next[rows].unsqueeze(1).to(self.device, non_blocking=True)
+        return torch.cat([self.observations(rows)[:, 1:], newest], dim=1)
+
+    def gather(self, rows: Tensor, *, gamma: float = 0.99, n_step: int = 1) -> Transitions:
+        """Return the transitions that start at ``rows``.
+
+        :param rows: (B,) int64 row numbers of the buffer, on the CPU.
+        :param gamma: discount factor in [0, 1].
+        :param n_step: steps to sum rewards over; fewer where the episode ends before.
+        """
+        last = rows
+        here = rows.to(self.device)
+        rew = self.rew[here]
+        discount = torch.full_like(rew, gamma)
+        for k in range(1, n_step):
+            goes_on = self.follows[last]
+            last = torch.where(goes_on, self.next[last], last)
+            alive = goes_on.to(self.device, torch.float32)
+            rew = rew + alive * discount * self.rew[last.to(self.device)]
+            discount = torch.where(alive > 0, gamma ** (k + 1), discount)
+        return Transitions(
+            obs=self.observations(rows),
+            act=self.act[here],
+            rew=rew,
+            terminated=self.terminated[last.to(self.device)],
+            obs_next=self.next_observations(last),
+            discount=discount,
+        )
+
+    def sample(
+        self,
+        batch_size: int | None,
+        generator: torch.Generator | None = None,
+        *,
+        gamma: float = 0.99,
+        n_step: int = 1,
+    ) -> Transitions:
+        """Return ``batch_size`` transitions drawn uniformly with replacement.
+
+        :param batch_size: 0 returns every transition in order, None every one shuffled, as
+            Tianshou's buffers do.
+        :param generator: source of the draws; torch's global one if None.
+        """
+        if batch_size == 0:
+            rows = self.rows
+        elif batch_size is None:
+            rows = self.rows[torch.randperm(len(self.rows), generator=generator)]
+        else:
+            drawn = torch.randint(len(self.rows), (batch_size,), generator=generator)
+            rows = self.rows[drawn]
+        return self.gather(rows, gamma=gamma, n_step=n_step)

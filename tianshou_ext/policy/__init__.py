@@ -1,0 +1,28 @@
+"""The methods, one file each, and the registry that lists them."""
+
+from tianshou_ext.policy.base import OfflinePolicy, PolicyConfig
+from tianshou_ext.policy.bc import BCConfig, BCPolicy
+from tianshou_ext.policy.discrete_bcq import DiscreteBCQConfig, DiscreteBCQPolicy
+from tianshou_ext.policy.discrete_cql import DiscreteCQLConfig, DiscreteCQLPolicy
+from tianshou_ext.policy.discrete_crr import DiscreteCRRConfig, DiscreteCRRPolicy
+from tianshou_ext.policy.discrete_iql import DiscreteIQLConfig, DiscreteIQLPolicy
+from tianshou_ext.policy.registry import METHODS, Method, get_method, method_name
+
+__all__ = [
+    "METHODS",
+    "BCConfig",
+    "BCPolicy",
+    "DiscreteBCQConfig",
+    "DiscreteBCQPolicy",
+    "DiscreteCQLConfig",
+    "DiscreteCQLPolicy",
+    "DiscreteCRRConfig",
+    "DiscreteCRRPolicy",
+    "DiscreteIQLConfig",
+    "DiscreteIQLPolicy",
+    "Method",
+    "OfflinePolicy",
+    "PolicyConfig",
+    "get_method",
+    "method_name",
+]

@@ -1,0 +1,427 @@
+"""What every method shares: acting, updating, optimizers, targets, and saving all of it.
+
+A method is a subclass with a config, its networks, ``act`` and ``gradient_step``. The base turns
+that into a Tianshou policy: ``forward``, ``learn``, ``update``, ``process_buffer``, ``map_action``
+and exploration noise behave as Tianshou's trainers and collectors expect, on both lines.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from tianshou.data import Batch
+from tianshou.utils.torch_utils import torch_train_mode
+from torch import Tensor, nn
+
+from tianshou_ext.data.normalize import ObsNorm, ObsNormalizer
+from tianshou_ext.data.replay import Replay, Transitions
+from tianshou_ext.errors import InputError
+from tianshou_ext.tianshou_api import BasePolicy, ReplayBuffer, TrainingStats, as_optimizer
+
+TIANSHOU_NAMES = {
+    "discount_factor": "gamma",
+    "estimation_step": "n_step",
+    "n_step_return_horizon": "n_step",
+}
+"""Tianshou's names of hyperparameters that have one name here."""
+
+TConfig = TypeVar("TConfig", bound="PolicyConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Hyperparameters that every method has; methods add theirs."""
+
+    gamma: float = 0.99
+    """Discount factor, in [0, 1]."""
+    n_step: int = 1
+    """Rewards summed before bootstrapping, at least 1."""
+    lr: float = 1e-4
+    """Adam's learning rate."""
+    hidden_sizes: tuple[int, ...] = (512,)
+    """Widths of the fully connected layers (after the convolutions for frames)."""
+    obs_norm: ObsNorm = "standard"
+    """``standard``: by the data's mean (and std for vectors); ``255``: divide by 255; ``none``."""
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Check ranges.
+
+        :raises InputError: if a value is outside its range.
+        """
+        self.check(0.0 <= self.gamma <= 1.0, "gamma", "in [0, 1]")
+        self.check(self.n_step >= 1, "n_step", "at least 1")
+        self.check(self.lr > 0.0, "lr", "above 0")
+
+    def check(self, holds: bool, name: str, expected: str) -> None:
+        """Raise ``InputError`` unless ``holds``."""
+        if not holds:
+            raise InputError(f"expected {name} {expected}, got {getattr(self, name)}; change it")
+
+
+def make_config(
+    config_class: type[TConfig], config: TConfig | None, options: Mapping[str, Any]
+) -> TConfig:
+    """Return ``config`` with ``options`` laid over it, by our names or by Tianshou's.
+
+    :raises InputError: if an option is no field of the config.
+    """
+    named = {TIANSHOU_NAMES.get(key, key): value for key, value in options.items()}
+    known = {f.name for f in fields(config_class)}
+    unknown = sorted(set(named) - known)
+    if unknown:
+        raise InputError(
+            f"expected options of {config_class.__name__} ({', '.join(sorted(known))}), "
+            f"got {', '.join(unknown)}; rename or drop them"
+        )
+    base = asdict(config) if config is not None else {}
+    return config_class(**{**base, **named})
+
+
+@dataclass(kw_only=True)
+class OfflineTrainingStats(TrainingStats):
+    """Metrics of a gradient step as floats, refreshed every ``metrics_interval`` steps."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def get_loss_stats_dict(self) -> dict[str, float]:
+        return self.metrics
+
+
+class OfflinePolicy(BasePolicy):  # type: ignore[misc, unused-ignore]
+    """A Tianshou policy that learns from a fixed buffer.
+
+    :param action_space: Discrete or Box.
+    :param observation_space: needed to normalise observations; may be left out otherwise.
+    :param config: the method's hyperparameters.
+    :param obs_norm: normaliser applied to every observation before the networks see it; none if
+        left out. It is fitted when the policy meets its first buffer, and saved with the weights.
+    :param lr_scheduler: stepped after each gradient step.
+    :param seed: of the generators for sampling, learning and acting.
+    :param action_scaling: map actions from [-1, 1] to the range of a Box space.
+    :param action_bound_method: ``clip``, ``tanh`` or None; see Tianshou.
+    """
+
+    config_class: ClassVar[type[PolicyConfig]] = PolicyConfig
+
+    def __init__(
+        self,
+        *,
+        action_space: Any,
+        observation_space: Any = None,
+        config: PolicyConfig,
+        obs_norm: ObsNormalizer | None = None,
+        lr_scheduler: Any = None,
+        seed: int = 0,
+        action_scaling: bool | None = None,
+        action_bound_method: Any = "clip",
+    ) -> None:
+        continuous = isinstance(action_space, Box)
+        super().__init__(
+            action_space=action_space,
+            observation_space=observation_space,
+            action_scaling=continuous if action_scaling is None else action_scaling,
+            action_bound_method=action_bound_method if continuous else None,
+            lr_scheduler=lr_scheduler,
+        )
+        self.config: Any = config
+        self.obs_norm = obs_norm
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.generators = {
+            "sample": torch.Generator().manual_seed(seed),
+            "act": torch.Generator().manual_seed(seed + 1),
+        }
+        self.num_updates = 0
+        self.eps = 0.0
+        self.metrics_interval: int | None = None
+        """Gradient steps between two transfers of metrics to the host: None means 1 on the CPU,
+        where they cost nothing, and 100 elsewhere."""
+        self.metrics: dict[str, float] = {}
+        """Of the last gradient step whose metrics were brought to the host."""
+        self._targets: list[tuple[nn.Module, nn.Module]] = []
+        # What was staged: the buffer, its fill state then, and the staged data.
+        self._staged: tuple[ReplayBuffer, tuple[Any, ...], Replay] | None = None
+
+    # ---- what a method writes -------------------------------------------------------------
+
+    @classmethod
+    def build(
+        cls,
+        observation_space: Any,
+        action_space: Any,
+        config: Any = None,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        **options: Any,
+    ) -> Self:
+        """Make the policy with networks and optimizers of its own.
+
+        :param config: the method's config; its defaults if None.
+        :param device: where the networks live.
+        :param seed: of the initial weights and of all generators.
+        :param options: single fields of the config.
+        :raises InputError: if the spaces do not suit the method or an option is unknown.
+        """
+        made = make_config(cls.config_class, config, options)
+        check_spaces(observation_space, action_space)
+        devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            policy: Self = cls.from_config(observation_space, action_space, made, device, seed)
+        return policy
+
+    @classmethod
+    def from_config(
+        cls, observation_space: Any, action_space: Any, config: Any, device: Any, seed: int
+    ) -> Self:
+        """Make networks and optimizers from a complete config."""
+        raise NotImplementedError
+
+    def act(self, obs: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
+        """Choose actions.
+
+        :param obs: (B, ...) normalised observations.
+        :param deterministic: the mode of the policy rather than a sample.
+        :return: actions (B,) or (B, A), and the logits or values behind them.
+        """
+        raise NotImplementedError
+
+    def gradient_step(self, batch: Transitions) -> dict[str, Tensor]:
+        """Learn from one batch of normalised observations; return metrics, left on the device."""
+        raise NotImplementedError
+
+    def on_fit_start(self, replay: Replay) -> None:
+        """Prepare for a data set, once, before the first gradient step on it."""
+
+    # ---- helpers for methods --------------------------------------------------------------
+
+    def add_optimizer(self, name: str, optim: Any, *modules: nn.Module) -> None:
+        """Register the optimizer of ``modules`` (a torch one, or a Tianshou 2.x factory)."""
+        owner = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
+        self.optimizers[name] = as_optimizer(optim, owner)
+
+    def optimize(self, name: str, loss: Tensor) -> None:
+        """Take one step of the named optimizer down the gradient of ``loss``."""
+        optim = self.optimizers[name]
+        optim.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optim.step()
+
+    def add_target(self, source: nn.Module) -> nn.Module:
+        """Return a frozen copy of ``source``, to be updated by the methods below."""
+        target = copy.deepcopy(source).requires_grad_(False).eval()
+        self._targets.append((source, target))
+        return target
+
+    @torch.no_grad()
+    def copy_targets(self) -> None:
+        """Set every target network to its source."""
+        for source, target in self._targets:
+            for old, new in zip(target.parameters(), source.parameters(), strict=True):
+                old.copy_(new)
+
+    @torch.no_grad()
+    def move_targets(self, tau: float) -> None:
+        """Move every target network towards its source: ``(1 - tau) * target + tau * source``."""
+        for source, target in self._targets:
+            old, new = list(target.parameters()), list(source.parameters())
+            torch._foreach_lerp_(old, new, tau)
+
+    def update_targets(self, freq: int) -> None:
+        """Set the targets to their sources before every ``freq``-th gradient step."""
+        if freq > 0 and self.num_updates % freq == 0:
+            self.copy_targets()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return next(self.parameters()).device
+
+    # ---- Tianshou's side ------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for _, target in self._targets:
+            target.eval()
+        return self
+
+    def set_eps(self, eps: float) -> None:
+        """Set the share of uniformly random actions, in [0, 1], that exploration noise mixes in."""
+        self.eps = eps
+
+    def normalize(self, obs: Any) -> Tensor:
+        """Turn raw observations (B, ...) into what the networks see, on the policy's device."""
+        tensor = obs if isinstance(obs, Tensor) else torch.from_numpy(np.asarray(obs))
+        if tensor.dtype == torch.float64:
+            tensor = tensor.float()
+        tensor = tensor.to(self.device)
+        return tensor if self.obs_norm is None else self.obs_norm(tensor)
+
+    @torch.no_grad()
+    def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Batch:
+        """Choose actions for ``batch.obs`` (raw observations, (B, ...)).
+
+        Deterministic outside a training step, a sample inside one.
+        """
+        obs = batch.obs.obs if hasattr(batch.obs, "obs") else batch.obs
+        if isinstance(obs, Batch | dict):
+            raise InputError(
+                f"expected observations that are one array, got a dict with keys {list(obs)}; "
+                "flatten them first, for example with gymnasium.wrappers.FlattenObservation"
+            )
+        act, logits = self.act(self.normalize(obs), not self.is_within_training_step)
+        return Batch(act=act.cpu().numpy(), logits=logits, state=state)
+
+    def exploration_noise(self, act: Any, batch: Any) -> Any:
+        """Replace a share ``eps`` of discrete actions by uniformly random ones."""
+        if self.eps == 0.0 or not isinstance(self.action_space, Discrete):
+            return act
+        generator = self.generators["act"]
+        random = torch.rand(len(act), generator=generator).numpy() < self.eps
+        drawn = torch.randint(int(self.action_space.n), (len(act),), generator=generator).numpy()
+        return np.where(random, drawn, act)
+
+    def process_buffer(self, buffer: ReplayBuffer) -> ReplayBuffer:
+        """Stage the buffer; Tianshou's trainers call this once before they start."""
+        self._replay(buffer)
+        return buffer
+
+    def _replay(self, buffer: ReplayBuffer) -> Replay | None:
+        """Return the staged buffer, or None if it has grown since (then it is sampled directly)."""
+        fill = (buffer.maxsize, len(buffer), *np.asarray(buffer.last_index).tolist())
+        if self._staged is None or self._staged[0] is not buffer:
+            replay = Replay(buffer, self.device)
+            check_data(replay, self.observation_space, self.action_space)
+            self._staged = (buffer, fill, replay)
+            if self.obs_norm is not None:
+                self.obs_norm.fit(replay)
+            self.on_fit_start(replay)
+        _, fill_then, replay = self._staged
+        return replay if fill == fill_then else None
+
+    def process_fn(self, batch: Any, buffer: ReplayBuffer, indices: Any) -> Transitions:
+        """Return the transitions at ``indices``, with n-step rewards; as Tianshou 1.2 calls it."""
+        replay = self._replay(buffer) or Replay(buffer, self.device)
+        rows = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
+        return replay.gather(rows, gamma=self.config.gamma, n_step=self.config.n_step)
+
+    def _to_transitions(self, batch: Any) -> Transitions:
+        """Turn a Tianshou batch into tensors; its rewards are single steps."""
+        rew = torch.as_tensor(np.asarray(batch.rew), dtype=torch.float32)
+        discrete = isinstance(self.action_space, Discrete)
+        converted = Transitions(
+            obs=torch.as_tensor(np.asarray(batch.obs)),
+            act=torch.as_tensor(
+                np.asarray(batch.act), dtype=torch.int64 if discrete else torch.float32
+            ),
+            rew=rew,
+            terminated=torch.as_tensor(np.asarray(batch.terminated), dtype=torch.float32),
+            obs_next=torch.as_tensor(np.asarray(batch.obs_next)),
+            discount=torch.full_like(rew, self.config.gamma),
+        )
+        return converted.to(self.device)
+
+    def learn(self, batch: Any, *args: Any, **kwargs: Any) -> OfflineTrainingStats:
+        """Take one gradient step on a Tianshou batch (or on ``Transitions``)."""
+        if not isinstance(batch, Transitions):
+            batch = self._to_transitions(batch)
+        batch.obs, batch.obs_next = self.normalize(batch.obs), self.normalize(batch.obs_next)
+        metrics = self.gradient_step(batch)
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        interval = self.metrics_interval or (1 if self.device.type == "cpu" else 100)
+        if self.num_updates % interval == 0:
+            values = torch.stack([value.detach() for value in metrics.values()]).tolist()
+            self.metrics = dict(zip(metrics, values, strict=True))
+        self.num_updates += 1
+        return OfflineTrainingStats(metrics=self.metrics)
+
+    def update(self, *args: Any, **kwargs: Any) -> OfflineTrainingStats:
+        """Sample a batch and take one gradient step on it.
+
+        ``update(sample_size, buffer)`` as Tianshou 1.2 has it, or ``update(buffer, sample_size)``
+        as 2.x has it; by keyword on either.
+
+        :raises RuntimeError: outside a training step, as Tianshou does.
+        """
+        for value in args:
+            kwargs["buffer" if isinstance(value, ReplayBuffer) else "sample_size"] = value
+        buffer, sample_size = kwargs["buffer"], kwargs.get("sample_size")
+        if not self.is_within_training_step:
+            raise RuntimeError(
+                "expected update() inside a training step, got a call outside; "
+                "use a trainer, or `with tianshou_ext.tianshou_api.training_step(policy):`"
+            )
+        if buffer is None:
+            return OfflineTrainingStats()
+        start = time.monotonic()
+        replay = self._replay(buffer)
+        if replay is not None:
+            batch = replay.sample(
+                sample_size,
+                self.generators["sample"],
+                gamma=self.config.gamma,
+                n_step=self.config.n_step,
+            )
+        else:
+            drawn, indices = buffer.sample(sample_size)
+            batch = self._to_transitions(drawn)
+        with torch_train_mode(self):
+            stats = self.learn(batch)
+        stats.train_time = time.monotonic() - start
+        return stats
+
+
+def check_spaces(observation_space: Any, action_space: Any) -> None:
+    """Check that the spaces are of a kind that any method here can use.
+
+    :raises InputError: if observations are no Box, or actions neither Discrete nor Box.
+    """
+    if not isinstance(observation_space, Box):
+        raise InputError(
+            f"expected a Box observation space, got {observation_space}; flatten it first, "
+            "for example with gymnasium.wrappers.FlattenObservation"
+        )
+    if not isinstance(action_space, Discrete | Box):
+        raise InputError(f"expected a Discrete or Box action space, got {action_space}")
+
+
+def check_data(replay: Replay, observation_space: Any, action_space: Any) -> None:
+    """Check that a buffer's transitions are of the policy's spaces.
+
+    :raises InputError: if observations or actions are of another shape, or outside the space.
+    """
+    if observation_space is not None and replay.obs_shape != tuple(observation_space.shape):
+        raise InputError(
+            f"expected observations of shape {tuple(observation_space.shape)}, got "
+            f"{replay.obs_shape} in the buffer; use the data set of this task, or make the "
+            "environment with the data set's shape"
+        )
+    act = replay.act[replay.rows.to(replay.act.device)]
+    if isinstance(action_space, Discrete):
+        low, high = int(act.min()), int(act.max())
+        if act.ndim != 1 or act.dtype != torch.int64:
+            raise InputError(
+                f"expected one whole-numbered action a step, got shape {tuple(act.shape)} and "
+                f"{act.dtype}; use a data set with discrete actions"
+            )
+        if low < 0 or high >= int(action_space.n):
+            raise InputError(
+                f"expected actions from 0 to {int(action_space.n) - 1}, got {low} to {high} in "
+                "the buffer; use the data set of this task"
+            )
+    elif tuple(act.shape[1:]) != tuple(action_space.shape):
+        raise InputError(
+            f"expected actions of shape {tuple(action_space.shape)}, got {tuple(act.shape[1:])} "
+            "in the buffer; use the data set of this task"
+        )

@@ -1,0 +1,223 @@
+"""The one module that knows which Tianshou line is installed.
+
+Tianshou 1.2 has ``BasePolicy`` and ``OfflineTrainer(policy=..., buffer=...).run()``; 2.x split
+the former into an ``Algorithm`` that learns and a ``Policy`` that acts. Everything else in the
+package sees the names exported here and the same behaviour:
+
+- ``BasePolicy``: on 1.2 Tianshou's own; on 2.x an offline *and* off-policy algorithm whose inner
+  ``Policy`` acts by asking its owner.
+- ``TrainingStats``, ``Collector``, ``CollectStats``: Tianshou's.
+- ``run_offline``: Tianshou's own offline trainer, able to start in the middle of an epoch.
+- ``training_step``: the context in which Tianshou allows ``policy.update``.
+- ``as_optimizer``: a torch optimizer, or one made by a Tianshou 2.x factory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import tianshou
+import torch
+from tianshou.data import Collector, CollectStats, ReplayBuffer
+from tianshou.utils import BaseLogger
+from tianshou.utils.torch_utils import policy_within_training_step
+
+__all__ = [
+    "LINE",
+    "BaseLogger",
+    "BasePolicy",
+    "CollectStats",
+    "Collector",
+    "ReplayBuffer",
+    "TrainingStats",
+    "as_optimizer",
+    "run_offline",
+    "training_step",
+]
+
+LINE: int = int(tianshou.__version__.split(".")[0])
+"""1 or 2: the installed Tianshou's major version."""
+
+if TYPE_CHECKING or LINE >= 2:
+    from tianshou.algorithm.algorithm_base import (
+        OfflineAlgorithm,
+        OffPolicyAlgorithm,
+        Policy,
+        TrainingStats,
+    )
+    from tianshou.trainer import OfflineTrainer, OfflineTrainerParams
+
+    class _ActingPolicy(Policy):
+        """What a 2.x ``Collector`` calls: every question goes to the algorithm that owns it."""
+
+        def __init__(self, owner: BasePolicy, **spaces: Any) -> None:
+            super().__init__(**spaces)
+            # A list keeps the owner out of the module tree; state_dict would recurse otherwise.
+            self._owner = [owner]
+
+        def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
+            return self._owner[0].forward(batch, state, **kwargs)
+
+        def add_exploration_noise(self, act: Any, batch: Any) -> Any:
+            return self._owner[0].exploration_noise(act, batch)
+
+        def train(self, mode: bool = True) -> _ActingPolicy:
+            """Switch the owner's networks too: a collector only switches the policy it holds."""
+            self.training = mode
+            for module in self._owner[0].children():
+                if module is not self:
+                    module.train(mode)
+            return self
+
+    class BasePolicy(OfflineAlgorithm[Any], OffPolicyAlgorithm[Any]):
+        """Tianshou 1.2's ``BasePolicy`` on top of Tianshou 2.x's ``Algorithm``."""
+
+        def __init__(
+            self,
+            *,
+            action_space: gymnasium.Space[Any],
+            observation_space: gymnasium.Space[Any] | None = None,
+            action_scaling: bool = False,
+            action_bound_method: Any = "clip",
+            lr_scheduler: Any = None,
+        ) -> None:
+            torch.nn.Module.__init__(self)
+            spaces = {
+                "action_space": action_space,
+                "observation_space": observation_space,
+                "action_scaling": action_scaling,
+                "action_bound_method": action_bound_method,
+            }
+            super().__init__(policy=_ActingPolicy(self, **spaces))
+            self.action_space = action_space
+            self.observation_space = observation_space
+            self.lr_scheduler = lr_scheduler
+
+        @property
+        def is_within_training_step(self) -> bool:
+            return bool(self.policy.is_within_training_step)
+
+        @is_within_training_step.setter
+        def is_within_training_step(self, value: bool) -> None:
+            self.policy.is_within_training_step = value
+
+        @property
+        def action_type(self) -> str:
+            return str(self.policy.action_type)
+
+        def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
+            raise NotImplementedError
+
+        def learn(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError
+
+        def exploration_noise(self, act: Any, batch: Any) -> Any:
+            return act
+
+        def map_action(self, act: Any) -> Any:
+            return self.policy.map_action(act)
+
+        def map_action_inverse(self, act: Any) -> Any:
+            return self.policy.map_action_inverse(act)
+
+        def compute_action(self, obs: Any, info: Any = None, state: Any = None) -> Any:
+            return self.policy.compute_action(obs, info, state)
+
+        def _update_with_batch(self, batch: Any) -> Any:
+            return self.learn(batch)
+
+        # 2.x appends its optimizers to the weights; ours live in the checkpoint, and a
+        # state_dict must be the same whichever line wrote it.
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return torch.nn.Module.state_dict(self, *args, **kwargs)
+
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return torch.nn.Module.load_state_dict(self, *args, **kwargs)
+
+else:
+    from tianshou.policy import BasePolicy
+    from tianshou.policy.base import TrainingStats
+    from tianshou.trainer import OfflineTrainer
+
+
+def training_step(policy: Any) -> Any:
+    """Return the context in which Tianshou allows ``policy.update(...)`` outside a trainer."""
+    return policy_within_training_step(policy if LINE < 2 else policy.policy)
+
+
+def as_optimizer(optim: Any, module: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return a torch optimizer for ``module``.
+
+    :param optim: a torch optimizer (returned as it is) or a Tianshou 2.x ``OptimizerFactory``.
+    """
+    if isinstance(optim, torch.optim.Optimizer):
+        return optim
+    made: torch.optim.Optimizer = optim.create_instances(module)[0]
+    return made
+
+
+def run_offline(
+    policy: Any,
+    buffer: ReplayBuffer,
+    *,
+    max_epoch: int,
+    update_per_epoch: int,
+    batch_size: int,
+    test_collector: Collector[Any] | None,
+    episode_per_test: int,
+    logger: BaseLogger,
+    stop_fn: Callable[[float], bool] | None = None,
+    save_best_fn: Callable[[Any], None] | None = None,
+    show_progress: bool = True,
+    verbose: bool = True,
+) -> Any:
+    """Run Tianshou's own offline trainer and return its ``InfoStats``.
+
+    The trainer starts where ``logger.restore_data()`` says: (epoch, env_step, gradient_step).
+    A gradient step inside an epoch is continued to that epoch's end.
+    """
+    common = {
+        "test_collector": test_collector,
+        "logger": logger,
+        "resume_from_log": True,
+        "stop_fn": stop_fn if test_collector is not None else None,
+        "save_best_fn": save_best_fn if test_collector is not None else None,
+        "show_progress": show_progress,
+        "verbose": verbose,
+    }
+    if LINE >= 2:
+
+        class ResumableTrainer2(OfflineTrainer):
+            def execute_epoch(self) -> Any:
+                done = self._current_update_step % update_per_epoch
+                self.params.epoch_num_steps = update_per_epoch - done
+                return super().execute_epoch()
+
+        params = OfflineTrainerParams(
+            buffer=buffer,
+            max_epochs=max_epoch,
+            epoch_num_steps=update_per_epoch,
+            batch_size=batch_size,
+            test_step_num_episodes=episode_per_test,
+            **common,
+        )
+        return ResumableTrainer2(policy, params).run()
+
+    class ResumableTrainer1(OfflineTrainer):
+        def __next__(self) -> Any:
+            done = self._gradient_step % update_per_epoch
+            self.step_per_epoch = update_per_epoch - done
+            return super().__next__()  # type: ignore[misc]
+
+    trainer: Any = ResumableTrainer1
+    return trainer(
+        policy=policy,
+        buffer=buffer,
+        max_epoch=max_epoch,
+        step_per_epoch=update_per_epoch,
+        batch_size=batch_size,
+        episode_per_test=episode_per_test,
+        **common,
+    ).run()

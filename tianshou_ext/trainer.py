@@ -1,0 +1,267 @@
+"""Training a policy from a buffer, through Tianshou's own offline trainer.
+
+``offline_trainer`` adds what a run needs around it: a folder with the checkpoint, the best
+policy, a CSV and TensorBoard logs of what was measured, and exact resumption.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from tianshou_ext.checkpoint import atomic_write, load_checkpoint, save_checkpoint, versions
+from tianshou_ext.errors import InputError
+from tianshou_ext.policy.base import OfflinePolicy
+from tianshou_ext.policy.registry import method_name
+from tianshou_ext.tianshou_api import BaseLogger, Collector, ReplayBuffer, run_offline
+
+CHECKPOINT = "checkpoint.pt"
+PROGRESS = "progress.csv"
+PROGRESS_COLUMNS = ("epoch", "step", "return_mean", "return_std", "episodes", "seconds", "metrics")
+
+
+class RunLogger(BaseLogger):
+    """What Tianshou's trainers call: writes the CSV, TensorBoard logs and checkpoints of a run.
+
+    :param folder: of the run; None keeps nothing on disk.
+    :param save_interval: gradient steps between two checkpoints.
+    :param log_interval: gradient steps between two rows of metrics in TensorBoard.
+    :param run: counters of the run that is resumed.
+    """
+
+    def __init__(
+        self,
+        policy: OfflinePolicy,
+        folder: Path | None,
+        *,
+        save_interval: int,
+        log_interval: int,
+        batch_size: int,
+        update_per_epoch: int,
+        run: Mapping[str, Any],
+        tensorboard: bool,
+    ) -> None:
+        super().__init__(train_interval=1, test_interval=1, update_interval=1, info_interval=1)
+        self.policy = policy
+        self.folder = folder
+        self.save_interval = save_interval
+        self.log_interval = log_interval
+        self.batch_size = batch_size
+        self.update_per_epoch = update_per_epoch
+        self.best: float | None = run.get("best")
+        self.rows: list[list[Any]] = run.get("rows", [])
+        self.seconds_before = float(run.get("seconds", 0.0))
+        self.start = time.monotonic()
+        self._writer: Any = None
+        if tensorboard and folder is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise InputError(
+                    "expected the tensorboard package for TensorBoard logs, found none; "
+                    'pip install "tianshou_ext[cli]", or pass tensorboard=False'
+                ) from error
+            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+                str(folder), purge_step=policy.num_updates + 1
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all its parts."""
+        return self.seconds_before + time.monotonic() - self.start
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if self.folder is not None:
+            run = {"best": self.best, "rows": self.rows, "seconds": self.seconds}
+            save_checkpoint(self.policy, self.folder / CHECKPOINT, run)
+
+    # ---- Tianshou's side ------------------------------------------------------------------
+
+    def log_update_data(self, log_data: dict[str, Any], step: int) -> None:
+        if step % self.log_interval == 0:
+            self._scalars(log_data.get("metrics", {}), step)
+        if step % self.save_interval == 0:
+            self.save()
+
+    def log_test_data(self, log_data: dict[str, Any], step: int) -> None:
+        stats = log_data["returns_stat"]
+        mean, std = float(stats["mean"]), float(stats["std"])
+        updates = self.policy.num_updates
+        self._scalars({"eval/return_mean": mean, "eval/return_std": std}, updates)
+        if self.rows and self.rows[-1][1] == updates:
+            return  # the first test after resuming repeats the last one before
+        self.rows.append(
+            [
+                updates // self.update_per_epoch,
+                updates,
+                mean,
+                std,
+                int(log_data["n_collected_episodes"]),
+                round(self.seconds, 1),
+                json.dumps(self.policy.metrics),
+            ]
+        )
+        if self.folder is not None:
+            self._write_progress(self.folder / PROGRESS)
+            if self.best is None or mean > self.best:
+                save_checkpoint(self.policy, self.folder / "policy.pth")
+        self.best = mean if self.best is None else max(self.best, mean)
+
+    def _write_progress(self, path: Path) -> None:
+        def write(partial: Path) -> None:
+            with partial.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(PROGRESS_COLUMNS)
+                writer.writerows(self.rows)
+
+        atomic_write(path, write)
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self._writer is not None:
+            for key, value in values.items():
+                self._writer.add_scalar(key, value, step)
+
+    def log_info_data(self, log_data: dict[str, Any], step: int) -> None:
+        """Nothing here is worth keeping beside what the other calls write."""
+
+    def save_data(
+        self,
+        epoch: int,
+        env_step: int,
+        update_step: int,
+        save_checkpoint_fn: Callable[[int, int, int], str] | None = None,
+    ) -> None:
+        self.save()
+        if save_checkpoint_fn is not None:
+            save_checkpoint_fn(epoch, env_step, update_step)
+
+    def restore_data(self) -> tuple[int, int, int]:
+        step = self.policy.num_updates
+        return step // self.update_per_epoch, step * self.batch_size, step
+
+    def prepare_dict_for_logging(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        return log_data
+
+    def write(self, step_type: str, step: int, data: dict[str, Any]) -> None:
+        self._scalars({k: v for k, v in data.items() if isinstance(v, int | float)}, step)
+
+    def finalize(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    @staticmethod
+    def restore_logged_data(log_path: str) -> dict[str, Any]:
+        """Return the rows of a run's CSV as columns."""
+        return {"progress": read_progress(Path(log_path) / PROGRESS)}
+
+
+def read_progress(path: str | Path) -> list[dict[str, float]]:
+    """Read a run's ``progress.csv``: epoch, step, return_mean, return_std, episodes, seconds."""
+    with Path(path).open(newline="") as file:
+        return [
+            {key: float(value) for key, value in row.items() if key != "metrics"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def offline_trainer(
+    policy: OfflinePolicy,
+    buffer: ReplayBuffer,
+    *,
+    max_epoch: int,
+    update_per_epoch: int,
+    batch_size: int,
+    test_collector: Collector[Any] | None = None,
+    episode_per_test: int = 10,
+    logdir: str | Path | None = None,
+    resume: Literal["auto", "never"] = "auto",
+    save_interval: int | None = None,
+    log_interval: int = 100,
+    tensorboard: bool = False,
+    stop_fn: Callable[[float], bool] | None = None,
+    save_best_fn: Callable[[Any], None] | None = None,
+    show_progress: bool = True,
+    verbose: bool = True,
+) -> list[dict[str, float]]:
+    """Train ``policy`` on ``buffer``, as Tianshou's ``offline_trainer`` of old.
+
+    With a ``logdir``, the folder gets ``checkpoint.pt`` (everything; see ``tianshou_ext.checkpoint``),
+    ``policy.pth`` (the policy at its best test), ``progress.csv``, ``run.json`` and, if asked
+    for, TensorBoard logs. A run that was interrupted at any moment goes on from its last
+    checkpoint and ends with the same weights, to the bit, as one that was not.
+
+    :param max_epoch: epochs in all, those before an interruption included.
+    :param update_per_epoch: gradient steps an epoch.
+    :param batch_size: transitions a gradient step.
+    :param test_collector: plays ``episode_per_test`` episodes before training and after each
+        epoch; None trains without an environment.
+    :param resume: ``auto`` goes on from the checkpoint in ``logdir`` if there is one; ``never``
+        starts anew, and refuses to overwrite a checkpoint.
+    :param save_interval: gradient steps between checkpoints; an epoch if None.
+    :param log_interval: gradient steps between metrics in TensorBoard.
+    :param stop_fn: ends the training when true of the best mean return so far.
+    :param save_best_fn: called with the policy at each new best test, as in Tianshou.
+    :return: a row per test: epoch, step, return_mean, return_std, episodes, seconds.
+    :raises InputError: if a count is below 1, or the checkpoint is of another run.
+    :raises OSError: if a file cannot be written; older files are then as they were.
+    """
+    counts = {
+        "max_epoch": max_epoch,
+        "update_per_epoch": update_per_epoch,
+        "batch_size": batch_size,
+        "episode_per_test": episode_per_test,
+        "log_interval": log_interval,
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"expected {name} of at least 1, got {count}; change it")
+    folder = None if logdir is None else Path(logdir)
+    policy.process_buffer(buffer)
+    run: dict[str, Any] = {}
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = folder / CHECKPOINT
+        if checkpoint.exists():
+            if resume == "never":
+                raise InputError(
+                    f"expected a folder without a run, found {checkpoint}; choose another "
+                    "--logdir, delete it, or pass --resume auto to go on with it"
+                )
+            run = load_checkpoint(policy, checkpoint)
+        facts = {"method": method_name(policy), "config": asdict(policy.config)}
+        about = {**facts, **counts, "transitions": len(buffer), "versions": versions()}
+        atomic_write(folder / "run.json", lambda p: p.write_text(json.dumps(about, indent=2)))
+    logger = RunLogger(
+        policy,
+        folder,
+        save_interval=save_interval or update_per_epoch,
+        log_interval=log_interval,
+        batch_size=batch_size,
+        update_per_epoch=update_per_epoch,
+        run=run,
+        tensorboard=tensorboard,
+    )
+    if policy.num_updates < max_epoch * update_per_epoch:
+        run_offline(
+            policy,
+            buffer,
+            max_epoch=max_epoch,
+            update_per_epoch=update_per_epoch,
+            batch_size=batch_size,
+            test_collector=test_collector,
+            episode_per_test=episode_per_test,
+            logger=logger,
+            stop_fn=stop_fn,
+            save_best_fn=save_best_fn,
+            show_progress=show_progress,
+            verbose=verbose,
+        )
+        logger.save()
+    logger.finalize()
+    return [dict(zip(PROGRESS_COLUMNS[:-1], row[:-1], strict=True)) for row in logger.rows]
