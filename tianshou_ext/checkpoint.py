@@ -8,7 +8,6 @@ and the versions that wrote it. ``torch.load(weights_only=True)`` reads it.
 from __future__ import annotations
 
 import os
-import pickle
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -41,7 +40,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError.
         raise OSError(
@@ -57,7 +56,7 @@ def versions() -> dict[str, str]:
     return {
         "tianshou_ext": __version__,
         "tianshou": tianshou.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a str, not the TorchVersion that cannot be read back
         "numpy": np.__version__,
         "gymnasium": gymnasium.__version__,
         "python": platform.python_version(),
@@ -104,8 +103,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"expected a checkpoint at {path}, found none; check the path")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # foreign bytes make the unpickler raise anything
+        # torch's first line tells how to load the file unsafely; what follows says why it fails.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition(" Please use")[0]
+        first = (reason.splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"expected a checkpoint of tensors and plain values at {path}, got a file that cannot "
             f"be read as one ({first}); it is foreign or truncated, use another"

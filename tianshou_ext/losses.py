@@ -69,7 +69,7 @@ class _QuantileHuber(torch.autograd.Function):
         return (loss.sum(1) / num_targets).to(quantiles.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (slope,) = ctx.saved_tensors
         return grad.unsqueeze(1) * slope, None
 

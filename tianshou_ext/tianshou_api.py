@@ -8,6 +8,7 @@ package sees the names exported here and the same behaviour:
   ``Policy`` acts by asking its owner.
 - ``TrainingStats``, ``Collector``, ``CollectStats``: Tianshou's.
 - ``run_offline``: Tianshou's own offline trainer, able to start in the middle of an epoch.
+- ``run_online``: Tianshou's own off-policy trainer.
 - ``training_step``: the context in which Tianshou allows ``policy.update``.
 - ``as_optimizer``: a torch optimizer, or one made by a Tianshou 2.x factory.
 """
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingStats",
     "as_optimizer",
     "run_offline",
+    "run_online",
     "training_step",
 ]
 
@@ -47,7 +49,12 @@ if TYPE_CHECKING or LINE >= 2:
         Policy,
         TrainingStats,
     )
-    from tianshou.trainer import OfflineTrainer, OfflineTrainerParams
+    from tianshou.trainer import (
+        OfflineTrainer,
+        OfflineTrainerParams,
+        OffPolicyTrainer,
+        OffPolicyTrainerParams,
+    )
 
     class _ActingPolicy(Policy):
         """What a 2.x ``Collector`` calls: every question goes to the algorithm that owns it."""
@@ -67,7 +74,8 @@ if TYPE_CHECKING or LINE >= 2:
             """Switch the owner's networks too: a collector only switches the policy it holds."""
             self.training = mode
             for module in self._owner[0].children():
-                if module is not self:
+                # Frozen copies (target networks) stay in eval mode.
+                if module is not self and any(p.requires_grad for p in module.parameters()):
                     module.train(mode)
             return self
 
@@ -128,6 +136,12 @@ if TYPE_CHECKING or LINE >= 2:
         def _update_with_batch(self, batch: Any) -> Any:
             return self.learn(batch)
 
+        def create_trainer(self, params: Any) -> Any:
+            """Make the trainer that the parameters belong to, offline or off-policy."""
+            offline = isinstance(params, OfflineTrainerParams)
+            kind: Any = OfflineAlgorithm if offline else OffPolicyAlgorithm
+            return kind.create_trainer(self, params)
+
         # 2.x appends its optimizers to the weights; ours live in the checkpoint, and a
         # state_dict must be the same whichever line wrote it.
         def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -139,7 +153,7 @@ if TYPE_CHECKING or LINE >= 2:
 else:
     from tianshou.policy import BasePolicy
     from tianshou.policy.base import TrainingStats
-    from tianshou.trainer import OfflineTrainer
+    from tianshou.trainer import OfflineTrainer, OffpolicyTrainer
 
 
 def training_step(policy: Any) -> Any:
@@ -209,7 +223,7 @@ def run_offline(
         def __next__(self) -> Any:
             done = self._gradient_step % update_per_epoch
             self.step_per_epoch = update_per_epoch - done
-            return super().__next__()  # type: ignore[misc]
+            return super().__next__()
 
     trainer: Any = ResumableTrainer1
     return trainer(
@@ -219,5 +233,60 @@ def run_offline(
         step_per_epoch=update_per_epoch,
         batch_size=batch_size,
         episode_per_test=episode_per_test,
+        **common,
+    ).run()
+
+
+def run_online(
+    policy: Any,
+    *,
+    train_collector: Collector[Any],
+    test_collector: Collector[Any],
+    max_epoch: int,
+    step_per_epoch: int,
+    step_per_collect: int,
+    update_per_step: float,
+    batch_size: int,
+    episode_per_test: int,
+    logger: BaseLogger,
+    train_fn: Callable[[int, int], None],
+    test_fn: Callable[[int, int | None], None],
+    show_progress: bool = True,
+) -> Any:
+    """Run Tianshou's own off-policy trainer and return its ``InfoStats``.
+
+    :param update_per_step: gradient steps for each environment step.
+    :param train_fn: called with (epoch, env_step) before each collection.
+    :param test_fn: called with (epoch, env_step) before each test.
+    """
+    common = {
+        "test_collector": test_collector,
+        "batch_size": batch_size,
+        "logger": logger,
+        "test_fn": test_fn,
+        "show_progress": show_progress,
+    }
+    if LINE >= 2:
+        params = OffPolicyTrainerParams(
+            training_collector=train_collector,
+            max_epochs=max_epoch,
+            epoch_num_steps=step_per_epoch,
+            collection_step_num_env_steps=step_per_collect,
+            update_step_num_gradient_steps_per_sample=update_per_step,
+            test_step_num_episodes=episode_per_test,
+            training_fn=train_fn,
+            **common,
+        )
+        return OffPolicyTrainer(policy, params).run()
+    return OffpolicyTrainer(
+        policy=policy,
+        train_collector=train_collector,
+        max_epoch=max_epoch,
+        step_per_epoch=step_per_epoch,
+        step_per_collect=step_per_collect,
+        update_per_step=update_per_step,
+        episode_per_test=episode_per_test,
+        train_fn=train_fn,
+        test_in_train=False,
         **common,
     ).run()

@@ -66,7 +66,7 @@ class RunLogger(BaseLogger):
                     "expected the tensorboard package for TensorBoard logs, found none; "
                     'pip install "tianshou_ext[cli]", or pass tensorboard=False'
                 ) from error
-            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(
                 str(folder), purge_step=policy.num_updates + 1
             )
 
@@ -191,7 +191,7 @@ def offline_trainer(
 ) -> list[dict[str, float]]:
     """Train ``policy`` on ``buffer``, as Tianshou's ``offline_trainer`` of old.
 
-    With a ``logdir``, the folder gets ``checkpoint.pt`` (everything; see ``tianshou_ext.checkpoint``),
+    With a ``logdir``, the folder gets ``checkpoint.pt`` (everything, ``tianshou_ext.checkpoint``),
     ``policy.pth`` (the policy at its best test), ``progress.csv``, ``run.json`` and, if asked
     for, TensorBoard logs. A run that was interrupted at any moment goes on from its last
     checkpoint and ends with the same weights, to the bit, as one that was not.
@@ -226,6 +226,8 @@ def offline_trainer(
     run: dict[str, Any] = {}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        for left_behind in folder.glob("*.partial"):  # by a run that was killed while writing
+            left_behind.unlink()
         checkpoint = folder / CHECKPOINT
         if checkpoint.exists():
             if resume == "never":

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from tianshou.data import VectorReplayBuffer
 
 from tianshou_ext.analysis.curves import plot_curves
 from tianshou_ext.checkpoint import load_policy
-from tianshou_ext.data.collect import cache_folder, collect_atari
+from tianshou_ext.data.collect import Choose, cache_folder, collect_atari
 from tianshou_ext.data.hdf5 import load_buffer, load_rl_unplugged, read_provenance
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
 from tianshou_ext.envs.atari_players import make_player
@@ -100,8 +100,8 @@ def player_buffer(task: str, size: int, eps: float, frames_stack: int, seed: int
         return path
     print(f"logging {size} frames of {task} to {path}")
 
-    def choose(env: Any, obs: Any) -> int:
-        return player.act(env.ram())
+    def choose(env: Any, obs: Any, last_act: int | None) -> int:
+        return player.act(env.ram(), last_act)
 
     about = {"source": "scripted player"}
     collect_atari(
@@ -194,7 +194,7 @@ def train(args: OfflineArgs, algorithm: str, method: str) -> list[dict[str, floa
         max_epoch=args.epoch,
         update_per_epoch=args.update_per_epoch,
         batch_size=args.batch_size,
-        test_collector=Collector(policy, test_envs, exploration_noise=True),
+        test_collector=make_test_collector(policy, test_envs),
         episode_per_test=args.test_num,
         logdir=folder,
         resume=args.resume,
@@ -213,6 +213,12 @@ def train(args: OfflineArgs, algorithm: str, method: str) -> list[dict[str, floa
     return rows
 
 
+def make_test_collector(policy: OfflinePolicy, test_envs: Any) -> Collector[Any]:
+    """Return a collector whose buffer keeps only the last steps; Tianshou's default takes 5 GB."""
+    buffer = VectorReplayBuffer(10 * len(test_envs), len(test_envs), ignore_obs_next=True)
+    return Collector(policy, test_envs, buffer, exploration_noise=True)
+
+
 def link_best(folder: Path) -> None:
     """Let ``<algorithm>/policy.pth`` point at the newest run's best policy."""
     link = folder.parent / "policy.pth"
@@ -221,11 +227,11 @@ def link_best(folder: Path) -> None:
         link.symlink_to(Path(folder.name) / "policy.pth")
 
 
-def greedy(policy: OfflinePolicy) -> Callable[[Any, Any], int]:
-    """Return a function from (environment, frames) to the policy's action."""
+def greedy(policy: OfflinePolicy) -> Choose:
+    """Return what ``collect_atari`` asks for actions, answered by the policy."""
     policy.eval()
 
-    def choose(env: Any, obs: Any) -> int:
+    def choose(env: Any, obs: Any, last_act: int | None) -> int:
         with torch.no_grad():
             frames = torch.from_numpy(np.asarray(obs)).unsqueeze(0).to(policy.device)
             act, _ = policy.act(policy.normalize(frames), True)
@@ -252,7 +258,7 @@ def watch(policy: OfflinePolicy, args: AtariArgs, folder: Path) -> None:
     frames, score, over = [], 0.0, False
     while not over:
         random = rng.random() < args.eps_test
-        act = int(rng.integers(env.action_space.n)) if random else choose(env, obs)
+        act = int(rng.integers(env.action_space.n)) if random else choose(env, obs, None)
         obs, rew, terminated, truncated, _ = env.step(act)
         frame = env.render()
         if frame is not None:

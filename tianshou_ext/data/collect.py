@@ -16,12 +16,13 @@ from tianshou_ext.envs.atari import make_atari_env
 BLOCK = 1024
 """Rows written at once."""
 
-Choose = Callable[[Any, np.ndarray[Any, Any]], int]
-"""From the environment and its stacked frames (S, 84, 84) to an action."""
+Choose = Callable[[Any, np.ndarray[Any, Any], int | None], int]
+"""From the environment, its stacked frames (S, 84, 84) and the last action that was carried out
+(None at an episode's start) to an action."""
 
 
 def cache_folder() -> Path:
-    """Return where made data sets are kept: ``$TIANSHOU_EXT_CACHE`` or ``~/.cache/tianshou_ext``."""
+    """Return the folder of made data sets: ``$TIANSHOU_EXT_CACHE`` or ``~/.cache/tianshou_ext``."""
     default = Path.home() / ".cache" / "tianshou_ext"
     return Path(os.environ.get("TIANSHOU_EXT_CACHE", default))
 
@@ -50,16 +51,18 @@ def collect_atari(
     :param max_episode_frames: emulator frames until a time-out; the protocol's 108,000 if None.
     :return: the provenance: behaviour's scores, seed, and what was passed in.
     """
-    limit = {} if max_episode_frames is None else {"max_episode_frames": max_episode_frames}
-    env = make_atari_env(task, seed=seed, frame_stack=frame_stack, **limit)
+    limit: dict[str, Any] = {}
+    if max_episode_frames is not None:
+        limit["max_episode_frames"] = max_episode_frames
+    env: Any = make_atari_env(task, seed=seed, frame_stack=frame_stack, **limit)
     rng = np.random.default_rng(seed)
-    num_actions = int(env.action_space.n)  # type: ignore[attr-defined]
+    num_actions = int(env.action_space.n)
     scores: list[float] = []
     about: dict[str, Any] = {"task": task, "seed": seed, "eps": eps, **(provenance or {})}
     writer = BufferWriter(
         path,
         size,
-        obs_shape=env.observation_space.shape[1:],  # type: ignore[index]
+        obs_shape=env.observation_space.shape[1:],
         obs_dtype=np.uint8,
         stack_num=frame_stack,
         save_obs_next=False,
@@ -73,9 +76,7 @@ def collect_atari(
             if len(block) == BLOCK or writer.rows + len(block) == size:
                 names = ("obs", "act", "rew", "terminated", "truncated")
                 columns = zip(*block, strict=True)
-                writer.append(
-                    **{k: np.array(v) for k, v in zip(names, columns, strict=True)}  # noqa: B905
-                )
+                writer.append(**{k: np.array(v) for k, v in zip(names, columns, strict=True)})
                 bar.update(len(block))
                 block.clear()
 
@@ -84,10 +85,11 @@ def collect_atari(
 
         while left() > 0:
             obs, _ = env.reset()
-            score, over = 0.0, False
+            score, over, act = 0.0, False, None
             while not over and left() > 1:
                 random = rng.random() < eps
-                act = int(rng.integers(num_actions)) if random else choose(env, obs)
+                chosen = choose(env, obs, act)
+                act = int(rng.integers(num_actions)) if random else chosen
                 obs_next, rew, terminated, truncated, _ = env.step(act)
                 score += float(rew)
                 add(obs[-1], act, float(np.sign(rew)), bool(terminated), False)

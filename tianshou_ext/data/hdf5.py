@@ -29,6 +29,7 @@ import numpy as np
 from tianshou.data import Batch, VectorReplayBuffer
 
 from tianshou_ext import __version__
+from tianshou_ext.data.replay import neighbours
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 
@@ -81,7 +82,7 @@ class BufferWriter:
             "obs": (obs_shape, obs_dtype),
             "act": (act_shape, act_dtype),
             "rew": ((), np.float32),
-            **{flag: ((), np.bool_) for flag in FLAGS},
+            **dict.fromkeys(FLAGS, ((), np.bool_)),
         }
         if save_obs_next:
             self._columns["obs_next"] = (obs_shape, obs_dtype)
@@ -129,20 +130,18 @@ class BufferWriter:
         try:
             if error is None:
                 self._finish()
+                self._file.close()
+                with self.partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                self.partial.replace(self.path)
         finally:
             # A full disk makes closing fail too; what matters then is the first error.
             with contextlib.suppress(OSError, RuntimeError):
                 self._file.close()
-            if error is not None or not self._complete():
-                self.partial.unlink(missing_ok=True)
-        if error is None:
-            os.replace(self.partial, self.path)
-
-    def _complete(self) -> bool:
-        return self.rows == self.size
+            self.partial.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        if not self._complete():
+        if self.rows != self.size:
             raise ValueError(f"expected {self.size} rows, got {self.rows}; append the rest")
         last = self.size - 1
         state = {
@@ -200,14 +199,24 @@ def save_buffer(
             " flatten them first"
         )
     stacked = buffer.stack_num > 1
-    rows = np.asarray(buffer.sample_indices(0)) if not buffer._sample_avail else _all_rows(buffer)
+    rows = _all_rows(buffer)
     terminated = np.asarray(buffer.terminated[rows], dtype=bool)
     truncated = np.asarray(buffer.truncated[rows], dtype=bool)
     truncated[np.isin(rows, buffer.unfinished_index())] = True
-    if not stacked and not buffer._save_obs_next:
-        obs_next = buffer.obs[buffer.next(rows)]
+    source_next, rows_next = buffer.obs, rows
+    if buffer._save_obs_next:
+        source_next = buffer.obs_next
     elif not stacked:
-        obs_next = buffer.obs_next[rows]
+        rows_next = neighbours(buffer)[1][rows]
+        lost = (rows_next == rows) & ~terminated  # what came next was not stored
+        truncated[np.isin(rows_next, rows[lost])] = True
+        rows, rows_next = rows[~lost], rows_next[~lost]
+        terminated, truncated = terminated[~lost], truncated[~lost]
+        if len(rows) == 0:
+            raise InputError(
+                "expected transitions with a known successor to save, got only truncated rows "
+                "without obs_next; store obs_next"
+            )
     writer = BufferWriter(
         path,
         len(rows),
@@ -230,13 +239,19 @@ def save_buffer(
                 "truncated": truncated[here],
             }
             if not stacked:
-                columns["obs_next"] = obs_next[here]
+                columns["obs_next"] = source_next[rows_next[here]]
             writer.append(**columns)
 
 
 def _all_rows(buffer: ReplayBuffer) -> np.ndarray[Any, Any]:
-    order = np.arange(len(buffer))
-    return np.roll(order, -buffer._insertion_idx) if len(buffer) == buffer.maxsize else order
+    """Return all filled rows, oldest first within each sub-buffer."""
+    parts, start = [], 0
+    for sub in getattr(buffer, "buffers", [buffer]):
+        order = np.arange(len(sub))
+        full = len(sub) == sub.maxsize
+        parts.append(start + (np.roll(order, -sub._insertion_idx) if full else order))
+        start += sub.maxsize
+    return np.concatenate(parts)
 
 
 def _open(path: Path) -> h5py.File:
@@ -249,8 +264,8 @@ def _open(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise InputError(
-            f"expected an HDF5 file at {path}, got one that cannot be opened ({error}); "
-            "it is foreign or truncated, make or copy it again"
+            f"expected an HDF5 file at {path}, got one that cannot be opened "
+            f"({' '.join(str(error).split())}); it is foreign or truncated, make or copy it again"
         ) from error
 
 
@@ -314,15 +329,25 @@ def load_buffer(path: str | Path, *, mapped: bool = True) -> ReplayBuffer:
             state = {key: _plain(value) for key, value in file.attrs.items()}
             options = {key: _plain(value) for key, value in file["options"].attrs.items()}
             last_index = file["last_index"][()]
-            sub_edges = file["_extend_offset"][()] if "_extend_offset" in file else None
+            is_vector = "_extend_offset" in file
+            sub_edges = file["_extend_offset"][()] if is_vector else None
+            lengths = file["_lengths"][()] if is_vector else None
         except (OSError, KeyError) as error:
             raise InputError(
-                f"expected a complete Tianshou buffer in {path}, but reading it failed ({error}); "
-                "make or copy it again"
+                f"expected a complete Tianshou buffer in {path}, but reading it failed "
+                f"({' '.join(str(error).split())}); make or copy it again"
             ) from error
     _check_columns(path, meta, int(state["maxsize"]))
+    filled = int(state["_size"]) if lengths is None else int(max(lengths))
+    places = int(state["maxsize"]) // len(last_index)
+    equal = sub_edges is None or len({*np.diff(sub_edges).tolist()}) == 1
+    if not (0 <= filled <= places and 0 <= int(state["_insertion_idx"]) <= places and equal):
+        raise InputError(
+            f"expected a buffer of {places} rows (or such sub-buffers) in {path}, got {filled} "
+            f"filled ones and sub-buffers that start at {sub_edges}; convert it"
+        )
     if sub_edges is not None:
-        return _restore_vector(meta, options, last_index, sub_edges)
+        return _restore_vector(meta, options, last_index, sub_edges, lengths)
     buffer = ReplayBuffer(int(state["maxsize"]), **_known_options(options))
     fields = ("_size", "_insertion_idx", "_ep_len", "_ep_return", "_ep_start_idx")
     for key in fields:
@@ -353,27 +378,18 @@ def _restore_vector(
     options: Mapping[str, Any],
     last_index: np.ndarray[Any, Any],
     edges: np.ndarray[Any, Any],
+    lengths: np.ndarray[Any, Any],
 ) -> VectorReplayBuffer:
-    """Rebuild a vector buffer from its arrays; its pickled sub-buffers are not needed.
-
-    How many rows of a sub-buffer are filled follows from its newest row: all of them where rows
-    behind it were ever written (any flag, action, reward or observation there is non-zero).
-    """
+    """Rebuild a vector buffer from its arrays; its pickled sub-buffers are not needed."""
     total, count = int(edges[-1]), len(edges) - 1
     buffer = VectorReplayBuffer(total, count, **_known_options(options))
     buffer.set_batch(meta)
     buffer.last_index = np.array(last_index)
     for k, sub in enumerate(buffer.buffers):
         start, stop, newest = int(edges[k]), int(edges[k + 1]), int(last_index[k])
-        behind = slice(newest + 1, stop)
-        wrapped = newest + 1 < stop and any(
-            np.any(np.asarray(meta[key][behind])) for key in ("obs", "act", "rew", "done")
-        )
-        empty = newest == start and not np.any(np.asarray(meta.obs[start:stop]))
-        sub._size = 0 if empty else (stop - start if wrapped else newest + 1 - start)
-        sub._insertion_idx = 0 if empty else (newest + 1 - start) % (stop - start)
+        sub._size = buffer._lengths[k] = int(lengths[k])
+        sub._insertion_idx = (newest + 1 - start) % (stop - start) if sub._size else 0
         sub.last_index = np.array([newest - start])
-        buffer._lengths[k] = sub._size
     return buffer
 
 
@@ -384,7 +400,8 @@ def _check_columns(path: Path, meta: Batch, size: int) -> None:
             f"expected obs, act, rew, terminated, truncated and done in {path}, {missing} "
             f"missing; keys are {sorted(meta.get_keys())}"
         )
-    lengths = {key: len(meta[key]) for key in ("obs", "act", "rew", *FLAGS)}
+    stored = [key for key in ("obs", "act", "rew", *FLAGS, "obs_next") if key in meta.get_keys()]
+    lengths = {key: len(meta[key]) if meta[key].shape else 0 for key in stored}
     if set(lengths.values()) != {size}:
         raise InputError(f"expected {size} rows of each column in {path}, got {lengths}")
 

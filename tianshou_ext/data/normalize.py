@@ -55,24 +55,23 @@ class ObsNormalizer(nn.Module):
         """
         if bool(self.is_fitted):
             return
-        step = max(1, len(replay) // num_rows)
-        if self.is_frames and replay.stack is not None:
-            rows = replay.rows[:: max(step, len(replay) // 20_000)]
-            total = torch.zeros(replay.obs.shape[1:], dtype=torch.float64)
-            for chunk in rows.split(1024):
-                total += replay.obs[chunk].sum(0, dtype=torch.float64)
-            self.shift.copy_((total / len(rows)).unsqueeze(0))
+        if self.is_frames:
+            # A frame is far larger than a vector, and fewer rows do for its mean.
+            rows = replay.rows[:: max(1, len(replay) // 20_000)]
+            frame_shape = self.shift.shape[1:]
+            total = torch.zeros(frame_shape, dtype=torch.float64)
+            count = 0
+            for chunk in torch.split(rows, 1024):
+                frames = replay.obs[chunk].reshape(-1, *frame_shape)
+                total += frames.sum(0, dtype=torch.float64).cpu()
+                count += len(frames)
+            self.shift.copy_((total / count).unsqueeze(0))
             self.scale.fill_(FRAME_SCALE)
         else:
-            obs = replay.observations(replay.rows[:: max(step, len(replay) // 20_000)])
-            mean = obs.double().mean(0)
-            if self.is_frames:
-                self.shift.copy_(mean.mean(0, keepdim=True))
-                self.scale.fill_(FRAME_SCALE)
-            else:
-                obs = replay.observations(replay.rows[::step]).double()
-                self.shift.copy_(obs.mean(0))
-                self.scale.copy_(obs.std(0, correction=0) + STD_EPS)
+            step = max(1, len(replay) // num_rows)
+            obs = replay.observations(replay.rows[::step]).double()
+            self.shift.copy_(obs.mean(0))
+            self.scale.copy_(obs.std(0, correction=0) + STD_EPS)
         self.is_fitted.fill_(True)
 
     def forward(self, obs: Tensor) -> Tensor:

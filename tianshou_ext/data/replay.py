@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tianshou.data import Batch
 from torch import Tensor
 
 from tianshou_ext.errors import InputError
@@ -96,6 +97,12 @@ def filled_rows(buffer: ReplayBuffer) -> np.ndarray[Any, Any]:
     return np.concatenate(parts)
 
 
+def _as_act(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return whole-numbered actions as int64, others as float32."""
+    dtype = np.int64 if np.issubdtype(values.dtype, np.integer) else np.float32
+    return np.ascontiguousarray(values, dtype=dtype)
+
+
 class Replay:
     """A ``ReplayBuffer`` staged for sampling.
 
@@ -110,9 +117,10 @@ class Replay:
         if len(buffer) == 0:
             raise InputError("expected a buffer with transitions, got an empty one; fill it first")
         if not isinstance(buffer.obs, np.ndarray):
+            keys = f" with keys {[*buffer.obs.keys()]}" if isinstance(buffer.obs, Batch) else ""
             raise InputError(
                 "expected observations that are one array per step, got a "
-                f"{type(buffer.obs).__name__} with keys {list(buffer.obs)}; flatten them first, "
+                f"{type(buffer.obs).__name__}{keys}; flatten them first, "
                 "for example with gymnasium.wrappers.FlattenObservation"
             )
         self.device = torch.device(device)
@@ -187,9 +195,7 @@ class Replay:
         return staged.to(self.device)
 
     def _stage_act(self, values: Any) -> Tensor:
-        if np.issubdtype(values.dtype, np.integer):
-            return torch.from_numpy(values.astype(np.int64)).to(self.device)
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
+        return torch.from_numpy(_as_act(values)).to(self.device)
 
     def _stack_table(self) -> Tensor:
         columns = [np.arange(len(self.prev_row))]
@@ -264,3 +270,31 @@ class Replay:
             drawn = torch.randint(len(self.rows), (batch_size,), generator=generator)
             rows = self.rows[drawn]
         return self.gather(rows, gamma=gamma, n_step=n_step)
+
+
+def sample_growing(
+    buffer: ReplayBuffer, batch_size: int | None, *, gamma: float, n_step: int
+) -> Transitions:
+    """Sample a buffer that is still being filled, through its own ``sample_indices``.
+
+    Slower than a staged one, and always up to date. Shapes and n-step rewards as in ``Replay``.
+    """
+    rows = np.asarray(buffer.sample_indices(batch_size))
+    last = rows
+    rew = np.asarray(buffer.rew[rows], dtype=np.float32)
+    discount = np.full_like(rew, gamma)
+    for k in range(1, n_step):
+        following = np.asarray(buffer.next(last))
+        goes_on = (following != last) & ~np.asarray(buffer.done[last], dtype=bool)
+        last = np.where(goes_on, following, last)
+        rew = rew + goes_on * discount * np.asarray(buffer.rew[last], dtype=np.float32)
+        discount = np.where(goes_on, np.float32(gamma ** (k + 1)), discount)
+    first, final = buffer[rows], buffer[last]
+    return Transitions(
+        obs=torch.as_tensor(np.asarray(first.obs)),
+        act=torch.as_tensor(_as_act(np.asarray(first.act))),
+        rew=torch.as_tensor(rew, dtype=torch.float32),
+        terminated=torch.as_tensor(np.asarray(final.terminated), dtype=torch.float32),
+        obs_next=torch.as_tensor(np.asarray(final.obs_next)),
+        discount=torch.as_tensor(discount, dtype=torch.float32),
+    )

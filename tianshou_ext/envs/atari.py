@@ -30,6 +30,8 @@ FRAME_SIZE = 84
 MAX_NOOPS = 30
 MAX_EPISODE_FRAMES = 108_000  # 30 minutes at 60 Hz: Machado et al., JAIR 2018, Table 1
 
+Frames = np.ndarray[Any, Any]
+
 _TASK_ID = re.compile(
     r"(?:(?P<new>(?:ALE/)?(?P<name5>\w+?)-v5)|"
     r"(?P<name>\w+?)(?:NoFrameskip|Deterministic)?(?:-v(?P<version>[04]))?)"
@@ -77,14 +79,17 @@ def resolve_task(task: str) -> tuple[str, float]:
     )
 
 
-class AtariEnv(gym.Env, gym.utils.EzPickle):
+class AtariEnv(gym.Env[Frames, Any], gym.utils.EzPickle):
     """One Atari game with the whole DQN preprocessing in a single class.
 
     Observations are uint8 (frame_stack, 84, 84), oldest frame first. Pickling keeps the arguments,
     not the state of a game under way. Parameters are those of :func:`make_atari_env`.
     """
 
-    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 60 // FRAME_SKIP}
+    metadata = {  # noqa: RUF012 (no ClassVar in gymnasium either)
+        "render_modes": ["human", "rgb_array"],
+        "render_fps": 60 // FRAME_SKIP,
+    }
 
     def __init__(
         self,
@@ -131,15 +136,17 @@ class AtariEnv(gym.Env, gym.utils.EzPickle):
 
     def get_action_meanings(self) -> list[str]:
         """Return the names of the actions, in the order of the action space."""
-        return self._console.get_action_meanings()
+        meanings: list[str] = self._console.get_action_meanings()
+        return meanings
 
-    def ram(self) -> np.ndarray:
+    def ram(self) -> Frames:
         """Return a copy of the console's memory, uint8 (128,), for scripted players."""
-        return self.ale.getRAM()
+        memory: Frames = self.ale.getRAM()
+        return memory
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Frames, dict[str, Any]]:
         """Start an episode: a new game or, in training after a lost life, the next life.
 
         :param seed: seeds the no-ops and the console, and starts a new game; without it the first
@@ -164,9 +171,9 @@ class AtariEnv(gym.Env, gym.utils.EzPickle):
         self._stack[:] = self._frame()
         return self._stack.copy(), self._info()
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[Frames, float, bool, bool, dict[str, Any]]:
         """Repeat one action for 4 emulator frames."""
-        reward = self._emulate(int(action))
+        score = self._emulate(int(action))
         game_over = self.ale.game_over()
         truncated = not game_over and self.ale.getEpisodeFrameNumber() >= self.max_episode_frames
         lives = self.ale.lives()
@@ -175,10 +182,10 @@ class AtariEnv(gym.Env, gym.utils.EzPickle):
         self._next_life = life_lost and not truncated
         self._stack[:-1] = self._stack[1:]
         self._stack[-1] = self._frame()
-        reward = float(np.sign(reward)) if self.training else float(reward)
+        reward = float(np.sign(score) if self.training else score)
         return self._stack.copy(), reward, game_over or life_lost, truncated, self._info()
 
-    def render(self) -> np.ndarray | None:
+    def render(self) -> Any:
         """Return the screen, uint8 (210, 160, 3), if ``render_mode`` is ``rgb_array``."""
         return self.ale.getScreenRGB() if self.render_mode == "rgb_array" else None
 
@@ -204,10 +211,11 @@ class AtariEnv(gym.Env, gym.utils.EzPickle):
                 break
         return reward
 
-    def _frame(self) -> np.ndarray:
+    def _frame(self) -> Frames:
         screen = np.maximum(self._screens[0], self._screens[1])
         size = (FRAME_SIZE, FRAME_SIZE)
-        return self._cv2.resize(screen, size, interpolation=self._cv2.INTER_AREA)  # (84, 84)
+        frame: Frames = self._cv2.resize(screen, size, interpolation=self._cv2.INTER_AREA)
+        return frame  # (84, 84)
 
     def _info(self) -> dict[str, Any]:
         return {"lives": self._lives, "episode_frame_number": self.ale.getEpisodeFrameNumber()}
@@ -252,6 +260,7 @@ def make_atari_venv(
     seed: int | None = None,
     frame_stack: int = 4,
     training: bool = False,
+    max_episode_frames: int = MAX_EPISODE_FRAMES,
 ) -> BaseVectorEnv:
     """Make a Tianshou vector environment; more than one environment run in subprocesses.
 
@@ -264,6 +273,12 @@ def make_atari_venv(
     seeds: list[int | None] = [None] * num_envs
     if seed is not None:
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(num_envs)]
-    make = partial(make_atari_env, task, frame_stack=frame_stack, training=training)
+    make = partial(
+        make_atari_env,
+        task,
+        frame_stack=frame_stack,
+        training=training,
+        max_episode_frames=max_episode_frames,
+    )
     venv = DummyVectorEnv if num_envs == 1 else ShmemVectorEnv
     return venv([partial(make, seed=s) for s in seeds])

@@ -31,7 +31,7 @@ class NatureCNN(nn.Module):
         with torch.no_grad():
             self.output_dim = self.convs(torch.zeros(1, *obs_shape)).shape[1]
         # Weights with channels last make a training step about 1.6 times as fast on the CPU.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
         features: Tensor = self.convs(obs.contiguous(memory_format=torch.channels_last))

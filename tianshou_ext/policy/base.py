@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Self, TypeVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from tianshou.utils.torch_utils import torch_train_mode
 from torch import Tensor, nn
 
 from tianshou_ext.data.normalize import ObsNorm, ObsNormalizer
-from tianshou_ext.data.replay import Replay, Transitions
+from tianshou_ext.data.replay import Replay, Transitions, sample_growing
 from tianshou_ext.errors import InputError
+from tianshou_ext.policy.registry import method_actions
 from tianshou_ext.tianshou_api import BasePolicy, ReplayBuffer, TrainingStats, as_optimizer
 
 TIANSHOU_NAMES = {
@@ -61,6 +62,8 @@ class PolicyConfig:
         self.check(0.0 <= self.gamma <= 1.0, "gamma", "in [0, 1]")
         self.check(self.n_step >= 1, "n_step", "at least 1")
         self.check(self.lr > 0.0, "lr", "above 0")
+        kinds = get_args(ObsNorm)
+        self.check(self.obs_norm in kinds, "obs_norm", f"one of {', '.join(kinds)}")
 
     def check(self, holds: bool, name: str, expected: str) -> None:
         """Raise ``InputError`` unless ``holds``."""
@@ -97,7 +100,7 @@ class OfflineTrainingStats(TrainingStats):
         return self.metrics
 
 
-class OfflinePolicy(BasePolicy):  # type: ignore[misc, unused-ignore]
+class OfflinePolicy(BasePolicy):
     """A Tianshou policy that learns from a fixed buffer.
 
     :param action_space: Discrete or Box.
@@ -173,7 +176,7 @@ class OfflinePolicy(BasePolicy):  # type: ignore[misc, unused-ignore]
         :raises InputError: if the spaces do not suit the method or an option is unknown.
         """
         made = make_config(cls.config_class, config, options)
-        check_spaces(observation_space, action_space)
+        check_spaces(observation_space, action_space, method_actions(cls))
         devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
@@ -234,7 +237,8 @@ class OfflinePolicy(BasePolicy):  # type: ignore[misc, unused-ignore]
     def move_targets(self, tau: float) -> None:
         """Move every target network towards its source: ``(1 - tau) * target + tau * source``."""
         for source, target in self._targets:
-            old, new = list(target.parameters()), list(source.parameters())
+            old: list[Tensor] = list(target.parameters())
+            new: list[Tensor] = list(source.parameters())
             torch._foreach_lerp_(old, new, tau)
 
     def update_targets(self, freq: int) -> None:
@@ -245,7 +249,8 @@ class OfflinePolicy(BasePolicy):  # type: ignore[misc, unused-ignore]
     @property
     def device(self) -> torch.device:
         """Where the networks live."""
-        return next(self.parameters()).device
+        first: Tensor = next(self.parameters())
+        return first.device
 
     # ---- Tianshou's side ------------------------------------------------------------------
 
@@ -276,7 +281,7 @@ class OfflinePolicy(BasePolicy):  # type: ignore[misc, unused-ignore]
         obs = batch.obs.obs if hasattr(batch.obs, "obs") else batch.obs
         if isinstance(obs, Batch | dict):
             raise InputError(
-                f"expected observations that are one array, got a dict with keys {list(obs)}; "
+                f"expected observations that are one array, got a dict with keys {[*obs.keys()]}; "
                 "flatten them first, for example with gymnasium.wrappers.FlattenObservation"
             )
         act, logits = self.act(self.normalize(obs), not self.is_within_training_step)
@@ -335,8 +340,8 @@ class OfflinePolicy(BasePolicy):  # type: ignore[misc, unused-ignore]
         """Take one gradient step on a Tianshou batch (or on ``Transitions``)."""
         if not isinstance(batch, Transitions):
             batch = self._to_transitions(batch)
-        batch.obs, batch.obs_next = self.normalize(batch.obs), self.normalize(batch.obs_next)
-        metrics = self.gradient_step(batch)
+        obs, obs_next = self.normalize(batch.obs), self.normalize(batch.obs_next)
+        metrics = self.gradient_step(replace(batch, obs=obs, obs_next=obs_next))
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         interval = self.metrics_interval or (1 if self.device.type == "cpu" else 100)
@@ -356,7 +361,7 @@ class OfflinePolicy(BasePolicy):  # type: ignore[misc, unused-ignore]
         """
         for value in args:
             kwargs["buffer" if isinstance(value, ReplayBuffer) else "sample_size"] = value
-        buffer, sample_size = kwargs["buffer"], kwargs.get("sample_size")
+        buffer, sample_size = kwargs.get("buffer"), kwargs.get("sample_size")
         if not self.is_within_training_step:
             raise RuntimeError(
                 "expected update() inside a training step, got a call outside; "
@@ -374,26 +379,37 @@ class OfflinePolicy(BasePolicy):  # type: ignore[misc, unused-ignore]
                 n_step=self.config.n_step,
             )
         else:
-            drawn, indices = buffer.sample(sample_size)
-            batch = self._to_transitions(drawn)
+            batch = sample_growing(
+                buffer, sample_size, gamma=self.config.gamma, n_step=self.config.n_step
+            ).to(self.device)
         with torch_train_mode(self):
             stats = self.learn(batch)
         stats.train_time = time.monotonic() - start
         return stats
 
 
-def check_spaces(observation_space: Any, action_space: Any) -> None:
-    """Check that the spaces are of a kind that any method here can use.
+def check_spaces(observation_space: Any, action_space: Any, actions: str) -> None:
+    """Check that the spaces are of a kind that a method can use.
 
-    :raises InputError: if observations are no Box, or actions neither Discrete nor Box.
+    :param actions: the method's: ``discrete``, ``continuous`` or ``both``.
+    :raises InputError: if observations are no Box, or actions not of the method's kind.
     """
     if not isinstance(observation_space, Box):
         raise InputError(
             f"expected a Box observation space, got {observation_space}; flatten it first, "
             "for example with gymnasium.wrappers.FlattenObservation"
         )
-    if not isinstance(action_space, Discrete | Box):
-        raise InputError(f"expected a Discrete or Box action space, got {action_space}")
+    kinds = {"discrete": (Discrete,), "continuous": (Box,), "both": (Discrete, Box)}[actions]
+    if not isinstance(action_space, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(
+            f"expected a {names} action space, got {action_space}; use another method or task"
+        )
+    if isinstance(action_space, Discrete) and action_space.start != 0:
+        raise InputError(
+            f"expected actions that count from 0, got {action_space}; "
+            "wrap the environment so that they do"
+        )
 
 
 def check_data(replay: Replay, observation_space: Any, action_space: Any) -> None:

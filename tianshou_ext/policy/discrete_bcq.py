@@ -153,7 +153,8 @@ class DiscreteBCQPolicy(OfflinePolicy):
         output, _ = self.model_target(batch.obs_next)
         q_next = output[0] if self.imitator is None else output
         bootstrap = batch.discount * (1.0 - batch.terminated)
-        return batch.rew + bootstrap * q_next.gather(1, act_next).squeeze(1)
+        target: Tensor = batch.rew + bootstrap * q_next.gather(1, act_next).squeeze(1)
+        return target
 
     def losses(self, q: Tensor, logits: Tensor, act: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms of the loss.

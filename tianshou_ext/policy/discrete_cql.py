@@ -138,7 +138,8 @@ class DiscreteCQLPolicy(OfflinePolicy):
         act_next = chooser.mean(2).argmax(1)  # (B,)
         chosen = quantiles[torch.arange(len(act_next), device=act_next.device), act_next]  # (B, N)
         bootstrap = batch.discount * (1.0 - batch.terminated)
-        return batch.rew.unsqueeze(1) + bootstrap.unsqueeze(1) * chosen
+        target: Tensor = batch.rew.unsqueeze(1) + bootstrap.unsqueeze(1) * chosen
+        return target
 
     def losses(
         self, quantiles: Tensor, act: Tensor, target: Tensor

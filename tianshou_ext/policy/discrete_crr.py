@@ -173,7 +173,8 @@ class DiscreteCRRPolicy(OfflinePolicy):
             value = (logits.softmax(1) * q).sum(1)  # (B,)
             adv = q.gather(1, act.unsqueeze(1)).squeeze(1) - value  # (B,)
             if self.config.policy_improvement_mode == "exp":
-                return (adv / self.config.beta).exp().clamp(max=self.config.ratio_upper_bound)
+                weight: Tensor = (adv / self.config.beta).exp()
+                return weight.clamp(max=self.config.ratio_upper_bound)
             if self.config.policy_improvement_mode == "binary":
                 return (adv > 0).float()
             return torch.ones_like(adv)

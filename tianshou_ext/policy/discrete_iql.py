@@ -166,7 +166,8 @@ class DiscreteIQLPolicy(OfflinePolicy):
         """Return the least target value of the data's actions, (B,)."""
         q, _ = self.critic_target(batch.obs)  # (N, B, A)
         index = batch.act.view(1, -1, 1).expand(len(q), -1, 1)
-        return q.gather(2, index).squeeze(2).amin(0)
+        least: Tensor = q.gather(2, index).squeeze(2).amin(0)
+        return least
 
     def value_loss(self, v: Tensor, q: Tensor) -> Tensor:
         """Return the expectile regression of V on q, (B,) each; q without gradient."""
@@ -179,7 +180,7 @@ class DiscreteIQLPolicy(OfflinePolicy):
         :param act: (B,) int64.
         :param adv: (B,) without gradient.
         """
-        weight = (self.config.inv_temperature * adv).exp().clamp(max=MAX_WEIGHT)
+        weight: Tensor = (self.config.inv_temperature * adv).exp().clamp(max=MAX_WEIGHT)
         log_prob = logits.log_softmax(1).gather(1, act.unsqueeze(1)).squeeze(1)  # (B,)
         return -(weight * log_prob).mean()
 

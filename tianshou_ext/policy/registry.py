@@ -55,6 +55,14 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
+def method_actions(policy_class: type[OfflinePolicy]) -> str:
+    """Return the kind of actions that a registered class takes, or ``both`` for another one."""
+    for method in METHODS.values():
+        if method.policy_class is policy_class:
+            return method.actions
+    return "both"
+
+
 def method_name(policy: OfflinePolicy) -> str:
     """Return the name under which a policy's class is registered, or the class's own."""
     for method in METHODS.values():

@@ -1,0 +1,59 @@
+# Needs Python 3.11 or 3.12 with pip. Environments are made on first use and again only when
+# setup.cfg or the constraints change.
+
+# The main job: discrete CQL on Pong, data set included.
+RUN := examples/atari/atari_cql.py --task PongNoFrameskip-v4 --epoch 10 --update-per-epoch 1000
+ARGS :=
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+VENV1 := .venv
+VENV2 := .venv-tianshou2
+RUN_EXTRAS := atari,cli
+DEV_EXTRAS := atari,cli,dev
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help run test lint clean
+.NOTPARALLEL:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-5s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV1)/run.stamp  ## train discrete CQL on Pong, on Tianshou 1.2; more flags as ARGS="--seed 1"
+	$(VENV1)/bin/python $(RUN) $(ARGS)
+
+test: $(VENV1)/dev.stamp $(VENV2)/dev.stamp  ## run the tests on Tianshou 1.2, then on 2.x; flags as ARGS="-k cql"
+	@failed=; for venv in $(VENV1) $(VENV2); do \
+		echo "== pytest in $$venv"; \
+		$$venv/bin/python -m pytest -q $(ARGS) || failed="$$failed $$venv"; \
+	done; \
+	test -z "$$failed" || { echo "tests failed in:$$failed"; exit 1; }
+
+lint: $(VENV1)/dev.stamp  ## check style, format and types
+	$(VENV1)/bin/ruff check .
+	$(VENV1)/bin/ruff format --check .
+	$(VENV1)/bin/mypy --strict tianshou_ext
+
+clean:  ## delete environments, builds and caches; results in log/ stay
+	rm -rf $(VENV1) $(VENV2) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# $(call install,environment,constraints,extras)
+define install
+	$(if $(PYTHON),,$(error expected Python 3.11 or 3.12 on the PATH, found none; install it or pass PYTHON=/path/to/python))
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install -q -c $(2) -e ".[$(3)]"
+	touch $@
+endef
+
+$(VENV1)/run.stamp: setup.cfg constraints/tianshou-1.2.txt
+	$(call install,$(VENV1),constraints/tianshou-1.2.txt,$(RUN_EXTRAS))
+
+$(VENV1)/dev.stamp: setup.cfg constraints/tianshou-1.2.txt
+	$(call install,$(VENV1),constraints/tianshou-1.2.txt,$(DEV_EXTRAS))
+
+$(VENV2)/dev.stamp: setup.cfg constraints/tianshou-2.txt
+	$(call install,$(VENV2),constraints/tianshou-2.txt,$(DEV_EXTRAS))

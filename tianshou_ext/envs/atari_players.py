@@ -1,0 +1,145 @@
+"""Scripted players that read the console's memory, to log behaviour data without a download.
+
+A player sees the 128 bytes of memory and the action that was carried out last (noise included),
+and names an action of the game's minimal set. What it goes by can be read from the last four
+frames: where things are, and where they were one to four steps ago.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from tianshou_ext.envs.atari import resolve_task
+from tianshou_ext.errors import InputError
+
+
+class ScriptedPlayer(Protocol):
+    """What every player has."""
+
+    def act(self, ram: np.ndarray[Any, Any], last_act: int | None) -> int:
+        """Choose an action.
+
+        :param ram: uint8 (128,), the console's memory now.
+        :param last_act: what was carried out in the step before; None at an episode's start.
+        """
+
+
+class PongPlayer:
+    """Pong: be where the ball arrives, in time for the paddle's slow reaction, and hit it slanted.
+
+    The paddle goes on moving after a key is released: one step of a key moves it 24 pixels in the
+    end, 8.5 of them at once (measured on the console). So the player reckons with the keys of the
+    last four steps, and presses one only if the paddle would otherwise miss its aim by more than
+    ``SLACK``. Holding FIRE on a slow ball sends it back fast.
+    """
+
+    BALL_X, BALL_Y, PADDLE_Y = 49, 54, 51  # memory bytes
+    NOOP, UP, DOWN, FIRE = 0, 2, 3, 1  # UP + 2 and DOWN + 2 are the same with FIRE
+    TOP, BOTTOM = 44.5, 205.5  # walls, in the ball's coordinate
+    ARRIVAL_X = 189.0  # the ball's column at our paddle
+    CENTRE = 7.0  # from the paddle's byte to its middle
+    OFFSET, MIDDLE_OFFSET = 4.0, -4.0  # of the contact from the paddle's middle
+    MIDDLE = (88.0, 132.0)  # arrivals for which MIDDLE_OFFSET wins more
+    SLACK = 8.0
+    # Pixels that one key press has moved the paddle after 0, 1, ... emulator frames.
+    TRAVEL = (0, 0, 1.5, 4.5, 8.5, 13, 16.5, 19, 20.5, 21.8, 22.6, 23.2, 23.6, 24.0)
+
+    def __init__(self) -> None:
+        self._ball: list[tuple[int, int]] = []  # newest first
+        self._keys = [0.0] * 4  # newest first; 1 is down
+
+    def act(self, ram: np.ndarray[Any, Any], last_act: int | None) -> int:
+        if last_act is None:
+            self.__init__()  # type: ignore[misc]
+        else:
+            self._keys = [self._direction(last_act), *self._keys[:3]]
+        x, y, paddle = (int(ram[k]) for k in (self.BALL_X, self.BALL_Y, self.PADDLE_Y))
+        self._ball = [(x, y), *self._ball[:3]]
+        if len(self._ball) < 4:
+            return self.NOOP
+        x_before, y_before = self._ball[1]
+        vx, vy = x - x_before, y - y_before
+        coming = x > 0 and x_before > 0 and 0 < vx < 40 and x < self.ARRIVAL_X + 2
+        if not coming:
+            return self.NOOP
+        steps = max(self.ARRIVAL_X - x, 0.0) / vx
+        arrival = self._folded(y + vy * steps)
+        offset = 0.0  # a fast ball is only returned
+        if vx < 10:
+            in_middle = self.MIDDLE[0] < arrival < self.MIDDLE[1]
+            offset = self.MIDDLE_OFFSET if in_middle else self.OFFSET
+        fire = int(vx < 6)
+        frames = 4 * steps
+        coasting = sum(
+            key * (self._travel(frames + 4 * k + 4) - self._travel(4 * k + 4))
+            for k, key in enumerate(self._keys)
+        )
+        aim = min(max(arrival - self.CENTRE - offset, 38.0), 203.0)
+        miss, reach = aim - (paddle + coasting), self._travel(frames)
+        if abs(miss) <= max(0.5 * reach, self.SLACK) or reach < 2:
+            return self.FIRE if fire else self.NOOP
+        return (self.UP if miss < 0 else self.DOWN) + 2 * fire
+
+    def _direction(self, act: int) -> float:
+        return {self.UP: -1.0, self.UP + 2: -1.0, self.DOWN: 1.0, self.DOWN + 2: 1.0}.get(act, 0.0)
+
+    def _travel(self, frames: float) -> float:
+        return float(np.interp(frames, np.arange(len(self.TRAVEL)), self.TRAVEL))
+
+    def _folded(self, y: float) -> float:
+        """Reflect a row at the walls."""
+        span = self.BOTTOM - self.TOP
+        y = (y - self.TOP) % (2 * span)
+        return self.TOP + span - abs(span - y)
+
+
+class BreakoutPlayer:
+    """Breakout: serve, and be under the column where the falling ball arrives."""
+
+    BALL_X, BALL_Y, PADDLE_X = 99, 101, 72  # memory bytes
+    NOOP, FIRE, RIGHT, LEFT = 0, 1, 2, 3
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int] | None = None
+
+    def act(self, ram: np.ndarray[Any, Any], last_act: int | None) -> int:
+        if last_act is None:
+            self._before = None
+        x, y, paddle = (int(ram[k]) for k in (self.BALL_X, self.BALL_Y, self.PADDLE_X))
+        self._before, before = (x, y), self._before
+        if y == 0:
+            return self.FIRE
+        aim = float(x)
+        if before is not None and before[1] > 0 and y > before[1]:
+            aim = x + (x - before[0]) * (PADDLE_ROW - y) / (y - before[1])
+            span = RIGHT_WALL - LEFT_WALL
+            aim = LEFT_WALL + span - abs(span - (aim - LEFT_WALL) % (2 * span))
+        miss = aim - (paddle + PADDLE_CENTRE)
+        if abs(miss) <= BREAKOUT_SLACK:
+            return self.NOOP
+        return self.RIGHT if miss > 0 else self.LEFT
+
+
+PADDLE_ROW, LEFT_WALL, RIGHT_WALL = 190.0, 57.0, 200.0
+PADDLE_CENTRE, BREAKOUT_SLACK = 8.0, 5.0
+
+PLAYERS: dict[str, type[Any]] = {"pong": PongPlayer, "breakout": BreakoutPlayer}
+
+
+def make_player(task: str) -> ScriptedPlayer:
+    """Return the scripted player for a task.
+
+    :raises InputError: if there is none for its game.
+    """
+    game, _ = resolve_task(task)
+    if game not in PLAYERS:
+        raise InputError(
+            f"expected a game with a scripted player ({', '.join(sorted(PLAYERS))}) when no buffer "
+            f"is given, got {task}; train an expert with atari_qrdqn.py and log its play with "
+            "--save-buffer-name, convert an RL Unplugged shard and pass it with "
+            "--buffer-from-rl-unplugged, or pass your own HDF5 with --load-buffer-name"
+        )
+    player: ScriptedPlayer = PLAYERS[game]()
+    return player
