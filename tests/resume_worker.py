@@ -32,7 +32,9 @@ def make(name: str, obs: str) -> tuple[OfflinePolicy, ReplayBuffer]:
     """Return a small policy and data of 40 rows; ``obs`` is ``vector`` or ``pixel``."""
     rng = np.random.default_rng(0)
     frames = obs == "pixel"
-    options = {"stack_num": 4, "ignore_obs_next": True, "save_only_last_obs": True} if frames else {}
+    options = (
+        {"stack_num": 4, "ignore_obs_next": True, "save_only_last_obs": True} if frames else {}
+    )
     space = Box(0, 255, (4, 36, 36), np.uint8) if frames else Box(-9, 9, (3,), np.float32)
     buffer = ReplayBuffer(40, **options)
     for t in range(40):
@@ -88,8 +90,9 @@ def train(name: str, obs: str, folder: str, steps: Any = None, die_at_save: int 
     )
 
 
-# Torch imports its compiler with the first optimizer; processes forked from here have it then.
-torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+# The first policy makes Tianshou and torch load their compilers; processes forked from here have
+# them already.
+make("bc", "vector")
 
 if __name__ == "__main__":
     train(*sys.argv[1:4])

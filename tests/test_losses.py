@@ -38,7 +38,9 @@ def check(quantiles: np.ndarray, target: np.ndarray, rtol: float = 1e-6) -> None
     np.testing.assert_allclose(predicted.grad.numpy(), expected_gradient, rtol=rtol, atol=1e-6)
 
 
-@pytest.mark.parametrize(("count", "num_targets"), [(1, 1), (8, 8), (5, 11), (11, 5), (1, 7), (7, 1)])
+@pytest.mark.parametrize(
+    ("count", "num_targets"), [(1, 1), (8, 8), (5, 11), (11, 5), (1, 7), (7, 1)]
+)
 @pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
 def test_quantile_huber_is_that_of_the_table(count, num_targets, spread):
     rng = np.random.default_rng(count * 100 + num_targets)

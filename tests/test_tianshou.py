@@ -233,13 +233,14 @@ def test_policies_sample_within_a_training_step_and_are_greedy_outside(cartpole)
 # ---- Drop-in construction: Tianshou's networks, a torch optimizer, Tianshou's names. ------------
 
 
-def quantile_net(quantiles: int = 10) -> nn.Module:
+def quantile_net(quantiles: int = 10, **options: Any) -> nn.Module:
     class Quantiles(nn.Module):
         """As in Tianshou's examples: (B, A, N) out of a ``Net`` with one output each."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.net = Net(state_shape=4, action_shape=2 * quantiles, hidden_sizes=[16])
+            width = 2 * quantiles
+            self.net = Net(state_shape=4, action_shape=width, hidden_sizes=[16], **options)
 
         def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[Any, Any]:
             out, state = self.net(obs, state)
@@ -248,8 +249,8 @@ def quantile_net(quantiles: int = 10) -> nn.Module:
     return Quantiles()
 
 
-def value_net(softmax: bool = False) -> nn.Module:
-    return Net(state_shape=4, action_shape=2, hidden_sizes=[16], softmax=softmax)
+def value_net() -> nn.Module:
+    return Net(state_shape=4, action_shape=2, hidden_sizes=[16])
 
 
 def adam(*modules: nn.Module) -> torch.optim.Optimizer:
@@ -257,8 +258,10 @@ def adam(*modules: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(params.values(), lr=1e-2)
 
 
-def drop_in_cql(space: Any, **options: Any) -> DiscreteCQLPolicy:
-    model = quantile_net()
+def drop_in_cql(
+    space: Any, *, norm_layer: Any = None, target_update_freq: int = 100, **options: Any
+) -> DiscreteCQLPolicy:
+    model = quantile_net(norm_layer=norm_layer)
     return DiscreteCQLPolicy(
         model=model,
         optim=adam(model),
@@ -266,14 +269,16 @@ def drop_in_cql(space: Any, **options: Any) -> DiscreteCQLPolicy:
         discount_factor=0.9,
         estimation_step=1,
         num_quantiles=10,
-        target_update_freq=100,
+        target_update_freq=target_update_freq,
         min_q_weight=2.0,
         **options,
     )
 
 
-def drop_in_bcq(space: Any) -> DiscreteBCQPolicy:
-    preprocess = Net(state_shape=4, hidden_sizes=[16])
+def drop_in_bcq(
+    space: Any, *, norm_layer: Any = None, target_update_freq: int = 4
+) -> DiscreteBCQPolicy:
+    preprocess = Net(state_shape=4, hidden_sizes=[16], norm_layer=norm_layer)
     model = Actor(preprocess_net=preprocess, action_shape=2, softmax_output=False)
     imitator = Actor(preprocess_net=preprocess, action_shape=2, softmax_output=False)
     return DiscreteBCQPolicy(
@@ -283,14 +288,16 @@ def drop_in_bcq(space: Any) -> DiscreteBCQPolicy:
         action_space=space,
         discount_factor=0.9,
         estimation_step=3,
-        target_update_freq=4,
+        target_update_freq=target_update_freq,
         unlikely_action_threshold=0.3,
         imitation_logits_penalty=0.1,
     )
 
 
-def drop_in_crr(space: Any) -> DiscreteCRRPolicy:
-    preprocess = Net(state_shape=4, hidden_sizes=[16])
+def drop_in_crr(
+    space: Any, *, norm_layer: Any = None, target_update_freq: int = 4
+) -> DiscreteCRRPolicy:
+    preprocess = Net(state_shape=4, hidden_sizes=[16], norm_layer=norm_layer)
     actor = Actor(preprocess_net=preprocess, action_shape=2, softmax_output=False)
     critic = Critic(preprocess_net=preprocess, last_size=2)
     return DiscreteCRRPolicy(
@@ -303,7 +310,7 @@ def drop_in_crr(space: Any) -> DiscreteCRRPolicy:
         ratio_upper_bound=20.0,
         beta=1.0,
         min_q_weight=10.0,
-        target_update_freq=4,
+        target_update_freq=target_update_freq,
     )
 
 
@@ -313,7 +320,9 @@ def drop_in_bc(space: Any) -> BCPolicy:
 
 
 @pytest.mark.parametrize("make", [drop_in_cql, drop_in_bcq, drop_in_crr, drop_in_bc])
-def test_tianshous_networks_and_names_drop_in(make: Callable[[Any], OfflinePolicy], cartpole, cartpole_buffer):
+def test_tianshous_networks_and_names_drop_in(
+    make: Callable[[Any], OfflinePolicy], cartpole, cartpole_buffer
+):
     policy = make(cartpole.action_space)
     before = weights(policy)
     with training_step(policy):
@@ -328,6 +337,23 @@ def test_tianshous_networks_and_names_drop_in(make: Callable[[Any], OfflinePolic
     collector = Collector(policy, make_envs(1))
     collector.reset()
     assert collector.collect(n_episode=1).n_collected_episodes == 1
+
+
+@pytest.mark.parametrize("make", [drop_in_cql, drop_in_bcq, drop_in_crr])
+def test_running_statistics_reach_the_targets(make, cartpole, cartpole_buffer):
+    """A target normalises with what it was copied with, not with its initial statistics."""
+    policy = make(cartpole.action_space, norm_layer=nn.BatchNorm1d, target_update_freq=2)
+    with training_step(policy):
+        for _ in range(3):
+            policy.update(buffer=cartpole_buffer, sample_size=16)
+    pairs = [
+        (old, new)
+        for source, target in policy._targets
+        for old, new in zip(target.buffers(), source.buffers(), strict=True)
+    ]
+    assert pairs
+    counts = [(int(old), int(new)) for old, new in pairs if old.dtype == torch.int64]
+    assert all(0 < old < new for old, new in counts), counts
 
 
 @pytest.mark.skipif(LINE < 2, reason="Tianshou 2.x only")

@@ -153,7 +153,8 @@ if TYPE_CHECKING or LINE >= 2:
 else:
     from tianshou.policy import BasePolicy
     from tianshou.policy.base import TrainingStats
-    from tianshou.trainer import OfflineTrainer, OffpolicyTrainer
+    from tianshou.trainer import OfflineTrainer
+    from tianshou.trainer import OffpolicyTrainer as OffPolicyTrainer
 
 
 def training_step(policy: Any) -> Any:
@@ -278,7 +279,7 @@ def run_online(
             **common,
         )
         return OffPolicyTrainer(policy, params).run()
-    return OffpolicyTrainer(
+    return OffPolicyTrainer(
         policy=policy,
         train_collector=train_collector,
         max_epoch=max_epoch,

@@ -282,4 +282,3 @@ def write_video(frames: list[Any], path: Path, frames_per_second: int = 15) -> P
         video.write(large[:, :, ::-1])
     video.release()
     return path
-

@@ -58,7 +58,9 @@ def block(count: int, value: float = 1.0) -> dict[str, Any]:
     return {"obs": obs, "obs_next": obs + 1, "act": np.arange(count), "rew": rew, **ends}
 
 
-@pytest.mark.parametrize("kind", [("vector", "discrete"), ("vector", "continuous"), ("pixel", "discrete")])
+@pytest.mark.parametrize(
+    "kind", [("vector", "discrete"), ("vector", "continuous"), ("pixel", "discrete")]
+)
 def test_tianshou_opens_what_we_write(kind, make_buffer, tmp_path: Path):
     buffer = make_buffer(*kind)
     save_buffer(buffer, tmp_path / "b.hdf5")
@@ -92,7 +94,9 @@ def test_no_pickle_in_a_file(discrete_buffer, tmp_path: Path):
         file.visititems(lambda name, item: kinds.update({name: dict(item.attrs)}))
         assert "_random_state" not in file
         assert "_random_state" not in file.attrs
-    tagged = {name: attrs["__data_type__"] for name, attrs in kinds.items() if "__data_type__" in attrs}
+    tagged = {
+        name: attrs["__data_type__"] for name, attrs in kinds.items() if "__data_type__" in attrs
+    }
     assert set(tagged.values()) == {"ndarray", "Batch"}
     assert {"_meta/obs", "_meta/done", "last_index", "_indices"} <= set(tagged)
 
@@ -100,7 +104,9 @@ def test_no_pickle_in_a_file(discrete_buffer, tmp_path: Path):
 @pytest.mark.parametrize("frames", [False, True], ids=["vectors", "frames"])
 def test_a_wrapped_ring_is_saved_oldest_first(frames, make_buffer, tmp_path: Path):
     full = make_buffer("pixel" if frames else "vector", "discrete")
-    options = {"stack_num": 4, "ignore_obs_next": True, "save_only_last_obs": True} if frames else {}
+    options = (
+        {"stack_num": 4, "ignore_obs_next": True, "save_only_last_obs": True} if frames else {}
+    )
     ring = ReplayBuffer(13, **options)
     for k in range(len(full)):
         row = full[k]
@@ -119,7 +125,9 @@ def fill_sub_buffers(buffer: VectorReplayBuffer, lengths: list[int]) -> None:
         for t in range(length):
             count += 1
             obs = np.full(3, count, np.float32)
-            row = Batch(obs=obs, act=count % 4, rew=float(count), terminated=t == 1, truncated=False)
+            row = Batch(
+                obs=obs, act=count % 4, rew=float(count), terminated=t == 1, truncated=False
+            )
             row.update(obs_next=obs + 0.5, info={})
             buffer.add(Batch([row]), buffer_ids=[k])
 
@@ -167,7 +175,9 @@ def test_truncated_rows_without_a_successor_do_not_get_a_false_one(tmp_path: Pat
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_tianshous_own_files_load(compression, make_buffer, tmp_path: Path):
-    for k, kind in enumerate([("vector", "discrete"), ("vector", "continuous"), ("pixel", "discrete")]):
+    for k, kind in enumerate(
+        [("vector", "discrete"), ("vector", "continuous"), ("pixel", "discrete")]
+    ):
         buffer = make_buffer(*kind)
         path = tmp_path / f"{k}.hdf5"
         buffer.save_hdf5(str(path), compression=compression)
@@ -252,7 +262,9 @@ def test_provenance_of_a_foreign_file_is_empty(discrete_buffer, tmp_path: Path):
     assert read_provenance(tmp_path / "b.hdf5") == {}
 
 
-@pytest.mark.parametrize("fault", ["error", "interrupt", "too few rows", "too many rows", "columns"])
+@pytest.mark.parametrize(
+    "fault", ["error", "interrupt", "too few rows", "too many rows", "columns"]
+)
 def test_a_writer_that_fails_leaves_the_older_file_and_no_partial(fault, tmp_path: Path):
     path = tmp_path / "b.hdf5"
     with write(path) as writer:
@@ -425,7 +437,9 @@ def test_obs_next_of_another_length_gives_one_sentence(discrete_buffer, tmp_path
     expect_one_sentence(path, "obs_next")
 
 
-@pytest.mark.parametrize(("key", "value"), [("_size", 10**6), ("_size", -1), ("_insertion_idx", 99)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("_size", 10**6), ("_size", -1), ("_insertion_idx", 99)]
+)
 def test_a_fill_state_beyond_the_rows_gives_one_sentence(key, value, discrete_buffer, tmp_path):
     path = tmp_path / "b.hdf5"
     save_buffer(discrete_buffer, path)

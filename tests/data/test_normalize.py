@@ -84,7 +84,9 @@ def test_it_is_fitted_to_the_first_data_only(make_policy, discrete_buffer, conti
     other = ReplayBuffer(5)
     for k in range(5):
         obs = np.full(3, 100.0 + k)
-        row = Batch(obs=obs, act=0, rew=0.0, terminated=True, truncated=False, obs_next=obs, info={})
+        row = Batch(
+            obs=obs, act=0, rew=0.0, terminated=True, truncated=False, obs_next=obs, info={}
+        )
         other.add(row)
     policy.process_buffer(other)
     assert torch.equal(policy.obs_norm.shift, first)

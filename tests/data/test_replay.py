@@ -18,7 +18,13 @@ from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 GAMMA = 0.9
-KINDS = [(7, "terminated"), (1, "terminated"), (5, "truncated"), (2, "terminated"), (6, "truncated")]
+KINDS = [
+    (7, "terminated"),
+    (1, "terminated"),
+    (5, "truncated"),
+    (2, "terminated"),
+    (6, "truncated"),
+]
 
 
 @dataclass
@@ -105,8 +111,12 @@ def check(
             expected += 1
             oldest = int(np.searchsorted(episode.rew, first_logged))
             row = found[stacked(episode.obs, t, stack, oldest).tobytes()]
-            steps = [k for k in range(t, min(t + n_step, len(episode))) if episode.rew[k] <= last_logged]
-            steps = steps[: next((i for i, k in enumerate(steps) if episode.rew[k] in missing), None)]
+            steps = [
+                k for k in range(t, min(t + n_step, len(episode))) if episode.rew[k] <= last_logged
+            ]
+            steps = steps[
+                : next((i for i, k in enumerate(steps) if episode.rew[k] in missing), None)
+            ]
             last = steps[-1]
             total = sum(GAMMA ** (k - t) * episode.rew[k] for k in steps)
             assert batch.act[row] == episode.act[t]
@@ -339,7 +349,10 @@ def one_row(**values: Any) -> ReplayBuffer:
         ({"obs": np.array([0, np.inf])}, r"expected finite numbers in the buffer's obs, .* 2 of 2"),
         ({"obs_next": np.array([0, np.nan])}, r"expected finite numbers in the buffer's obs_next"),
         ({"rew": np.zeros(2)}, r"expected one reward a step, .* got \(3, 2\)"),
-        ({"obs": {"a": np.zeros(2)}}, r"one array per step, got a Batch with keys \['a'\].*flatten"),
+        (
+            {"obs": {"a": np.zeros(2)}},
+            r"one array per step, got a Batch with keys \['a'\].*flatten",
+        ),
     ],
     ids=["NaN reward", "infinite observation", "NaN next observation", "two rewards", "dict"],
 )
@@ -363,7 +376,9 @@ def test_empty_buffer_is_refused():
 def test_observations_of_several_shapes_are_refused():
     buffer = one_row()
     buffer._meta["obs"] = np.array([np.zeros(1), np.zeros(2), None], dtype=object)
-    with pytest.raises(InputError, match="expected numbers in the buffer's obs, got Python objects"):
+    with pytest.raises(
+        InputError, match="expected numbers in the buffer's obs, got Python objects"
+    ):
         Replay(buffer)
 
 

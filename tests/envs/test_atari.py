@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 
-from tianshou_ext.envs.atari import make_atari_env, make_atari_venv, resolve_task  # noqa: E402
+from tianshou_ext.envs.atari import make_atari_env, make_atari_venv, resolve_task
 
 PONG = "PongNoFrameskip-v4"
 BREAKOUT = "BreakoutNoFrameskip-v4"

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from tianshou_ext.nn.nets import EnsembleLinear, EnsembleNet, MultiHeadNet, NatureCNN, Net, make_adam
+from tianshou_ext.nn.nets import (
+    EnsembleLinear,
+    EnsembleNet,
+    MultiHeadNet,
+    NatureCNN,
+    Net,
+    make_adam,
+)
 
 VECTOR, FRAMES = (3,), (4, 44, 44)
 shapes = pytest.mark.parametrize("shape", [VECTOR, FRAMES], ids=["vector", "frames"])

@@ -57,7 +57,9 @@ def test_losses_are_finite_and_weights_move(setting, make_policy, make_buffer):
         assert any(key.startswith("loss") for key in step)
         assert all(np.isfinite(value) for value in step.values()), step
     assert all(torch.isfinite(value).all() for value in policy.state_dict().values())
-    trained = {id(p) for o in policy.optimizers.values() for g in o.param_groups for p in g["params"]}
+    trained = {
+        id(p) for o in policy.optimizers.values() for g in o.param_groups for p in g["params"]
+    }
     for key, parameter in policy.named_parameters():
         if id(parameter) in trained:
             assert not torch.equal(parameter, before[key]), f"{key} never moved"
@@ -169,7 +171,9 @@ def test_double_precision_buffers_are_accepted(setting, make_policy, make_buffer
 def test_dict_observations_are_refused_with_what_to_do(setting, make_policy):
     policy = make_policy(*setting.kinds)
     obs = Batch(position=np.zeros((2, 3)), goal=np.zeros((2, 2)))
-    with pytest.raises(InputError, match=r"expected observations that are one array.*goal.*flatten"):
+    with pytest.raises(
+        InputError, match=r"expected observations that are one array.*goal.*flatten"
+    ):
         choose(policy, obs)
     buffer = ReplayBuffer(2)
     for k in range(2):

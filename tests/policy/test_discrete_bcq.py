@@ -84,7 +84,9 @@ def test_each_loss_reaches_its_own_head():
         ("loss/imitation", behaviour, values),
         ("loss/logits", behaviour, values),
     ):
-        gradients = torch.autograd.grad(losses[key], [own, other], retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            losses[key], [own, other], retain_graph=True, allow_unused=True
+        )
         assert gradients[0] is not None
         assert gradients[1] is None
     assert target.grad_fn is None

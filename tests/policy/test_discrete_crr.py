@@ -68,7 +68,8 @@ def test_loss_by_hand(options, f):
 def test_min_q_weight_adds_the_conservative_term():
     stats = make(min_q_weight=2.0).learn(transitions(*BATCH))
     penalty = sum(
-        (math.log(sum(math.exp(q) for q in Q[s])) - Q[s][a]) / 3 for s, a in zip(*BATCH[:2], strict=True)
+        (math.log(sum(math.exp(q) for q in Q[s])) - Q[s][a]) / 3
+        for s, a in zip(*BATCH[:2], strict=True)
     )
     assert stats.metrics["loss/min_q"] == pytest.approx(penalty, rel=1e-5)
     parts = stats.metrics["loss/actor"] + stats.metrics["loss/critic"] + 2.0 * penalty
@@ -83,7 +84,10 @@ def test_actor_loss_gives_the_critic_no_gradient_and_the_critic_loss_none_to_the
     actor_loss, _ = policy.actor_loss(logits, q, batch.act)
     critic_loss = policy.critic_loss(q, batch.act, target)
     actor_head, critic_head = policy.actor.rows
-    for loss, own, other in ((actor_loss, actor_head, critic_head), (critic_loss, critic_head, actor_head)):
+    for loss, own, other in (
+        (actor_loss, actor_head, critic_head),
+        (critic_loss, critic_head, actor_head),
+    ):
         gradients = torch.autograd.grad(loss, [own, other], retain_graph=True, allow_unused=True)
         assert gradients[0] is not None
         assert gradients[1] is None

@@ -331,7 +331,7 @@ def load_buffer(path: str | Path, *, mapped: bool = True) -> ReplayBuffer:
             last_index = file["last_index"][()]
             is_vector = "_extend_offset" in file
             sub_edges = file["_extend_offset"][()] if is_vector else None
-            lengths = file["_lengths"][()] if is_vector else None
+            lengths: Any = file["_lengths"][()] if is_vector else None
         except (OSError, KeyError) as error:
             raise InputError(
                 f"expected a complete Tianshou buffer in {path}, but reading it failed "

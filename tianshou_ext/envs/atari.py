@@ -25,6 +25,8 @@ import gymnasium as gym
 import numpy as np
 from tianshou.env import BaseVectorEnv, DummyVectorEnv, ShmemVectorEnv
 
+from tianshou_ext.errors import InputError
+
 FRAME_SKIP = 4
 FRAME_SIZE = 84
 MAX_NOOPS = 30
@@ -59,7 +61,7 @@ def resolve_task(task: str) -> tuple[str, float]:
 
     :param task: see the module docstring; case and underscores of the game's name do not matter.
     :return: for example ``("pong", 0.0)``.
-    :raises ValueError: if no game of that name exists or the id has another form.
+    :raises InputError: if no game of that name exists or the id has another form.
     """
     _import_backends()
     from ale_py import roms
@@ -73,7 +75,7 @@ def resolve_task(task: str) -> tuple[str, float]:
     close = [games[n] for n in difflib.get_close_matches(stem, games, n=3)]
     names = [rom.title().replace("_", "") for rom in close]
     hint = " or ".join(f"{n}NoFrameskip-v4" for n in names) or "PongNoFrameskip-v4"
-    raise ValueError(
+    raise InputError(
         f"expected an Atari id such as PongNoFrameskip-v4, Pong-v4 or ALE/Pong-v5, got {task!r}; "
         f"{'did you mean' if names else 'write for example'} {hint}{'?' if names else '.'}"
     )
@@ -111,7 +113,7 @@ class AtariEnv(gym.Env[Frames, Any], gym.utils.EzPickle):
             max_episode_frames=max_episode_frames,
         )
         if frame_stack < 1:
-            raise ValueError(f"expected frame_stack >= 1, got {frame_stack}; the usual value is 4.")
+            raise InputError(f"expected frame_stack >= 1, got {frame_stack}; the usual value is 4.")
         self.game, sticky = resolve_task(task)
         ale_py, self._cv2 = _import_backends()
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
@@ -240,7 +242,7 @@ def make_atari_env(
     :param render_mode: ``rgb_array``, ``human`` or None.
     :param max_episode_frames: emulator frames of a game, no-ops included, after which it is
         ``truncated``; 108,000 frames are 27,000 agent steps.
-    :raises ValueError: if the task is unknown.
+    :raises InputError: if the task is unknown.
     :raises ImportError: if ale_py or cv2 is missing.
     """
     return AtariEnv(
@@ -265,11 +267,11 @@ def make_atari_venv(
     """Make a Tianshou vector environment; more than one environment run in subprocesses.
 
     :param num_envs: number of environments; each gets its own seed derived from ``seed``.
-    :raises ValueError: if the task is unknown or ``num_envs`` is not positive.
+    :raises InputError: if the task is unknown or ``num_envs`` is not positive.
     """
     resolve_task(task)  # fail here rather than in a subprocess
     if num_envs < 1:
-        raise ValueError(f"expected num_envs >= 1, got {num_envs}; one environment needs 1.")
+        raise InputError(f"expected num_envs >= 1, got {num_envs}; one environment needs 1.")
     seeds: list[int | None] = [None] * num_envs
     if seed is not None:
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(num_envs)]

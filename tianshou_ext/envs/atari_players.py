@@ -1,8 +1,8 @@
 """Scripted players that read the console's memory, to log behaviour data without a download.
 
 A player sees the 128 bytes of memory and the action that was carried out last (noise included),
-and names an action of the game's minimal set. What it goes by can be read from the last four
-frames: where things are, and where they were one to four steps ago.
+and names an action of the game's minimal set. What it goes by can be read from about the last
+four frames: where things are, and where they were one to three steps ago.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class ScriptedPlayer(Protocol):
         """Choose an action.
 
         :param ram: uint8 (128,), the console's memory now.
-        :param last_act: what was carried out in the step before; None at an episode's start.
+        :param last_act: what was carried out in the step before; None at an episode's start, where
+            the player forgets the episode before.
         """
 
 
@@ -32,7 +33,8 @@ class PongPlayer:
     The paddle goes on moving after a key is released: one step of a key moves it 24 pixels in the
     end, 8.5 of them at once (measured on the console). So the player reckons with the keys of the
     last four steps, and presses one only if the paddle would otherwise miss its aim by more than
-    ``SLACK``. Holding FIRE on a slow ball sends it back fast.
+    ``SLACK``. Holding FIRE on a slow ball sends it back fast. Without noise a rally can last for
+    ever, because the paddle comes to rest in one place.
     """
 
     BALL_X, BALL_Y, PADDLE_Y = 49, 54, 51  # memory bytes
@@ -48,11 +50,11 @@ class PongPlayer:
 
     def __init__(self) -> None:
         self._ball: list[tuple[int, int]] = []  # newest first
-        self._keys = [0.0] * 4  # newest first; 1 is down
+        self._keys: list[float] = []  # newest first; 1 is down
 
     def act(self, ram: np.ndarray[Any, Any], last_act: int | None) -> int:
         if last_act is None:
-            self.__init__()  # type: ignore[misc]
+            self._ball, self._keys = [], [0.0] * 4
         else:
             self._keys = [self._direction(last_act), *self._keys[:3]]
         x, y, paddle = (int(ram[k]) for k in (self.BALL_X, self.BALL_Y, self.PADDLE_Y))
@@ -96,34 +98,59 @@ class PongPlayer:
 
 
 class BreakoutPlayer:
-    """Breakout: serve, and be under the column where the falling ball arrives."""
+    """Breakout: serve, follow the rising ball loosely, be under the place where the falling lands.
 
-    BALL_X, BALL_Y, PADDLE_X = 99, 101, 72  # memory bytes
+    The paddle is as slow as Pong's: 12 of 21 pixels in the step of the key, the rest after it. Its
+    last three places say where it will stop.
+    """
+
+    BALL_X, BALL_Y, PADDLE_X = 99, 101, 72  # memory bytes; BALL_Y is 0 with no ball in play
     NOOP, FIRE, RIGHT, LEFT = 0, 1, 2, 3
+    LEFT_WALL, RIGHT_WALL = 55.0, 202.0  # in the ball's coordinate
+    LANDING_Y = 181.0  # the ball's row at the paddle
+    CENTRE = 8.0  # from the paddle's byte to its middle
+    FIRST_PLACE, LAST_PLACE = 55.0, 191.0  # of the paddle
+    SLACK, LOOSE = 5.0, 16.0  # pixels off the aim that are left alone: falling, rising ball
+    # Pixels that one key press has moved the paddle after 0, 1, ... emulator frames.
+    TRAVEL = (0, 0, 3, 7, 12, 17, 19, 20, 21, 21)
 
     def __init__(self) -> None:
-        self._before: tuple[int, int] | None = None
+        self._seen: list[tuple[int, int, int]] = []  # ball x, ball y, paddle x; newest first
 
     def act(self, ram: np.ndarray[Any, Any], last_act: int | None) -> int:
         if last_act is None:
-            self._before = None
+            self._seen = []
         x, y, paddle = (int(ram[k]) for k in (self.BALL_X, self.BALL_Y, self.PADDLE_X))
-        self._before, before = (x, y), self._before
+        self._seen = [(x, y, paddle), *self._seen[:2]]
         if y == 0:
             return self.FIRE
-        aim = float(x)
-        if before is not None and before[1] > 0 and y > before[1]:
-            aim = x + (x - before[0]) * (PADDLE_ROW - y) / (y - before[1])
-            span = RIGHT_WALL - LEFT_WALL
-            aim = LEFT_WALL + span - abs(span - (aim - LEFT_WALL) % (2 * span))
-        miss = aim - (paddle + PADDLE_CENTRE)
-        if abs(miss) <= BREAKOUT_SLACK:
+        if len(self._seen) < 3:
+            return self.NOOP
+        (x_before, y_before, paddle_before), (_, _, paddle_earlier) = self._seen[1:]
+        vx, vy = x - x_before, y - y_before
+        arrival, frames, slack = float(x), 40.0, self.LOOSE
+        if y_before > 0 and vy > 0 and y < self.LANDING_Y + 4:
+            steps = max(self.LANDING_Y - y, 0.0) / vy
+            arrival, frames = self._folded(x + vx * steps), 4 * steps
+            reach = float(np.interp(frames, np.arange(len(self.TRAVEL)), self.TRAVEL))
+            if reach < 2:
+                return self.NOOP
+            slack = max(0.5 * reach, self.SLACK)
+        # Weights fitted by hand to a few key presses.
+        resting = paddle + 0.75 * (paddle - paddle_before) - 0.42 * (paddle_before - paddle_earlier)
+        resting = min(max(resting, self.FIRST_PLACE), self.LAST_PLACE)
+        aim = min(max(arrival - self.CENTRE, self.FIRST_PLACE), self.LAST_PLACE)
+        miss = aim - (paddle + (resting - paddle) * (1 - 0.6**frames))
+        if abs(miss) <= slack:
             return self.NOOP
         return self.RIGHT if miss > 0 else self.LEFT
 
+    def _folded(self, x: float) -> float:
+        """Reflect a column at the walls."""
+        span = self.RIGHT_WALL - self.LEFT_WALL
+        x = (x - self.LEFT_WALL) % (2 * span)
+        return self.LEFT_WALL + span - abs(span - x)
 
-PADDLE_ROW, LEFT_WALL, RIGHT_WALL = 190.0, 57.0, 200.0
-PADDLE_CENTRE, BREAKOUT_SLACK = 8.0, 5.0
 
 PLAYERS: dict[str, type[Any]] = {"pong": PongPlayer, "breakout": BreakoutPlayer}
 
@@ -137,9 +164,10 @@ def make_player(task: str) -> ScriptedPlayer:
     if game not in PLAYERS:
         raise InputError(
             f"expected a game with a scripted player ({', '.join(sorted(PLAYERS))}) when no buffer "
-            f"is given, got {task}; train an expert with atari_qrdqn.py and log its play with "
-            "--save-buffer-name, convert an RL Unplugged shard and pass it with "
-            "--buffer-from-rl-unplugged, or pass your own HDF5 with --load-buffer-name"
+            f"is given, got {task!r}; there are three ways to get a buffer: train the online "
+            "expert with examples/atari/atari_qrdqn.py and save its play with --save-buffer-name, "
+            "load an RL Unplugged buffer with --buffer-from-rl-unplugged and --load-buffer-name, "
+            "or pass your own HDF5 with --load-buffer-name"
         )
     player: ScriptedPlayer = PLAYERS[game]()
     return player

@@ -232,6 +232,7 @@ class OfflinePolicy(BasePolicy):
         for source, target in self._targets:
             for old, new in zip(target.parameters(), source.parameters(), strict=True):
                 old.copy_(new)
+            _copy_buffers(source, target)
 
     @torch.no_grad()
     def move_targets(self, tau: float) -> None:
@@ -240,6 +241,7 @@ class OfflinePolicy(BasePolicy):
             old: list[Tensor] = list(target.parameters())
             new: list[Tensor] = list(source.parameters())
             torch._foreach_lerp_(old, new, tau)
+            _copy_buffers(source, target)
 
     def update_targets(self, freq: int) -> None:
         """Set the targets to their sources before every ``freq``-th gradient step."""
@@ -386,6 +388,12 @@ class OfflinePolicy(BasePolicy):
             stats = self.learn(batch)
         stats.train_time = time.monotonic() - start
         return stats
+
+
+def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    """Copy what is no parameter, such as the running statistics of batch normalisation."""
+    for old, new in zip(target.buffers(), source.buffers(), strict=True):
+        old.copy_(new)
 
 
 def check_spaces(observation_space: Any, action_space: Any, actions: str) -> None:
