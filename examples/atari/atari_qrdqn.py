@@ -78,7 +78,7 @@ def log_play(args: Args) -> None:
         provenance={"source": f"QR-DQN from {args.resume_path}"},
         **limit,
     )
-    print(f"{args.save_buffer_name}: {about['rows']} rows, score {about['score_mean']}")
+    print(f"{args.save_buffer_name}: {args.buffer_size} rows, score {about['score_mean']}")
 
 
 def main(args: Args) -> None:
