@@ -2,7 +2,8 @@
 # setup.cfg or the constraints change.
 
 # The main job: discrete CQL on Pong, data set included.
-RUN := examples/atari/atari_cql.py --task PongNoFrameskip-v4 --epoch 10 --update-per-epoch 1000
+RUN := examples/atari/atari_cql.py --task PongNoFrameskip-v4 --epoch 4 --update-per-epoch 2500 \
+	--min-q-weight 100 --lr 3e-4
 ARGS :=
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \

@@ -213,6 +213,44 @@ def test_update_without_a_buffer_does_nothing_as_in_tianshou(cartpole):
     assert not moved(before, policy)
 
 
+def rewards_of_next_update(policy: OfflinePolicy, buffer: ReplayBuffer, size: int) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    learn = policy.gradient_step
+    policy.gradient_step = lambda batch: (seen.append(batch.rew), learn(batch))[1]
+    with training_step(policy):
+        policy.update(buffer=buffer, sample_size=size)
+    policy.gradient_step = learn
+    return seen[0]
+
+
+@pytest.mark.parametrize("count", [50, 200], ids=["a part", "once around"])
+def test_update_sees_what_a_ring_got_since(count, cartpole, cartpole_buffer):
+    policy = build("bc", cartpole)
+    assert rewards_of_next_update(policy, cartpole_buffer, 8).max() == 1.0
+    row = cartpole_buffer[0]
+    row.info, row.rew = {}, 777.0
+    for k in range(count):
+        cartpole_buffer.add(row)
+        if k == 0:
+            rewards_of_next_update(policy, cartpole_buffer, 8)
+    share = (rewards_of_next_update(policy, cartpole_buffer, 200) == 777.0).float().mean()
+    assert share == pytest.approx(count / 200, abs=0.15)
+
+
+def test_a_trainer_stages_a_buffer_that_has_grown_anew(cartpole, cartpole_buffer):
+    policy = build("bc", cartpole)
+    policy.process_buffer(cartpole_buffer)
+    row = cartpole_buffer[0]
+    row.info, row.rew = {}, 777.0
+    for _ in range(100):
+        cartpole_buffer.add(row)
+    policy.process_buffer(cartpole_buffer)
+    assert (rewards_of_next_update(policy, cartpole_buffer, 0) == 777.0).sum() == 100
+    replay = policy._replay(cartpole_buffer)
+    assert replay is not None  # sampled at full speed, with the policy's own generator
+    assert (replay.rew == 777.0).sum() == 100
+
+
 def test_a_collector_does_not_wake_the_targets(cartpole):
     """Collectors of 2.x switch the mode of the policy inside."""
     policy = build("discrete_cql", cartpole)

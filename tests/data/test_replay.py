@@ -300,6 +300,16 @@ def test_n_step_return_by_hand():
     assert batch.terminated.tolist() == [0, 0, 0, 1]
 
 
+def test_n_step_returns_stop_at_a_truncation_that_done_does_not_show():
+    ends = {"terminated": np.zeros(4, bool), "truncated": np.arange(4) == 1}
+    obs = np.arange(4, dtype=np.float32).reshape(4, 1)
+    columns = {"obs": obs, "obs_next": obs + 0.5, "act": np.zeros(4, int), "rew": np.ones(4)}
+    buffer = ReplayBuffer.from_data(**columns, **ends, done=ends["terminated"])
+    batch = Replay(buffer).sample(0, gamma=0.5, n_step=3)
+    assert batch.rew.tolist() == [1.5, 1.0, 1.5, 1.0]
+    assert batch.obs_next.flatten().tolist() == [1.5, 1.5, 3.5, 3.5]
+
+
 def test_drawn_batches_are_uniform_and_follow_their_generator():
     episodes = make_episodes(KINDS)
     buffer = ReplayBuffer(30)
@@ -326,6 +336,13 @@ def test_growing_buffers_give_the_same_transitions(n_step):
     batch = sample_growing(buffer, 0, gamma=GAMMA, n_step=n_step)
     check(batch, episodes, n_step=n_step)
     assert [t.dtype for t in (batch.rew, batch.act)] == [torch.float32, torch.int64]
+
+
+def test_growing_buffers_end_n_step_returns_at_their_newest_row():
+    (episode,) = make_episodes([(6, "running")])
+    buffer = ReplayBuffer(30)
+    add(buffer, episode)
+    check(sample_growing(buffer, 0, gamma=GAMMA, n_step=3), [episode], n_step=3)
 
 
 def test_frames_share_the_memory_of_the_buffer():

@@ -13,6 +13,7 @@ from tianshou.data import Batch
 
 from tianshou_ext.checkpoint import load_checkpoint, load_policy, policy_state, save_checkpoint
 from tianshou_ext.errors import InputError
+from tianshou_ext.policy import OfflinePolicy
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=str)
@@ -242,15 +243,34 @@ def test_checkpoint_restores_everything(setting, make_policy, make_buffer, tmp_p
     policy.set_eps(0.25)
     policy.exploration_noise(np.zeros(3), None)  # moves the generator of actions
     save_checkpoint(policy, tmp_path / "a.pt", {"seconds": 2.5})
+    drawn = torch.rand(3)
 
     other = make_policy(*setting.kinds, seed=2)
     update(other, buffer, times=1)
     run = load_checkpoint(other, tmp_path / "a.pt")
     assert run == {"seconds": 2.5}
+    assert torch.equal(torch.rand(3), drawn)
     assert same(policy_state(other), policy_state(policy))
     update(policy, buffer, times=3)
     update(other, buffer, times=3)
     assert same(policy_state(other), policy_state(policy))
+
+
+def test_checkpoint_restores_the_learning_rate_schedule(make_policy, discrete_buffer, tmp_path):
+    def scheduled() -> OfflinePolicy:
+        policy = make_policy("bc")
+        policy.lr_scheduler = torch.optim.lr_scheduler.StepLR(policy.optimizers["actor"], 3, 0.1)
+        return policy
+
+    policy, other = scheduled(), scheduled()
+    update(policy, discrete_buffer, times=2)
+    save_checkpoint(policy, tmp_path / "a.pt")
+    load_checkpoint(other, tmp_path / "a.pt")
+    for p in (policy, other):
+        update(p, discrete_buffer, times=1)
+        assert p.optimizers["actor"].param_groups[0]["lr"] == pytest.approx(1e-3)
+        update(p, discrete_buffer, times=2)
+    assert same(policy.state_dict(), other.state_dict())
 
 
 @every_setting

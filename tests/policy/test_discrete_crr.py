@@ -118,8 +118,10 @@ def test_limits_are_cloning(options):
 
 def test_binary_weights_are_zero_or_one():
     policy = make(policy_improvement_mode="binary")
-    act = torch.randint(3, (500,))
-    weights = policy.weights(torch.randn(500, 3), torch.randn(500, 3), act)
+    logits, q, act = torch.zeros(500, 3), torch.randn(500, 3), torch.randint(3, (500,))
+    weights = policy.weights(logits, q, act)
+    better_than_average = q[torch.arange(500), act] > q.mean(1)
+    assert torch.equal(weights, better_than_average.float())
     assert set(weights.tolist()) == {0.0, 1.0}
 
 

@@ -300,7 +300,9 @@ class OfflinePolicy(BasePolicy):
 
     def process_buffer(self, buffer: ReplayBuffer) -> ReplayBuffer:
         """Stage the buffer; Tianshou's trainers call this once before they start."""
-        self._replay(buffer)
+        if self._replay(buffer) is None:
+            self._staged = None  # it has grown since it was staged, and is whole again
+            self._replay(buffer)
         return buffer
 
     def _replay(self, buffer: ReplayBuffer) -> Replay | None:
@@ -314,7 +316,10 @@ class OfflinePolicy(BasePolicy):
                 self.obs_norm.fit(replay)
             self.on_fit_start(replay)
         _, fill_then, replay = self._staged
-        return replay if fill == fill_then else None
+        if fill == fill_then:
+            return replay
+        self._staged = (buffer, (), replay)  # a ring comes round to the same fill state again
+        return None
 
     def process_fn(self, batch: Any, buffer: ReplayBuffer, indices: Any) -> Transitions:
         """Return the transitions at ``indices``, with n-step rewards; as Tianshou 1.2 calls it."""
