@@ -49,12 +49,12 @@ def _fixed_seeds() -> None:
     np.random.seed(0)
 
 
-def make_vector_buffer(actions: str = "discrete", dtype: Any = np.float32) -> ReplayBuffer:
+def make_vector_buffer(actions: str = "discrete") -> ReplayBuffer:
     """Return a full buffer of ``EPISODES``, filled row by row."""
     rng = np.random.default_rng(7)
     buffer = ReplayBuffer(sum(length for length, _ in EPISODES))
     for length, end in EPISODES:
-        obs = rng.normal(size=(length + 1, OBS_SIZE)).astype(dtype)
+        obs = rng.normal(size=(length + 1, OBS_SIZE)).astype(np.float32)
         for t in range(length):
             last = t == length - 1
             buffer.add(

@@ -62,7 +62,7 @@ def train(name: str, obs: str, folder: str, steps: Any = None, die_at_save: int 
         def slow(batch: Any) -> Any:
             metrics = step(batch)
             steps.value = policy.num_updates + 1
-            time.sleep(0.002)
+            time.sleep(0.004)
             return metrics
 
         policy.gradient_step = slow  # type: ignore[method-assign]

@@ -50,17 +50,20 @@ def run(processes: Any, *args: Any) -> int:
     return process.exitcode
 
 
-def kill_after(processes: Any, steps: int, *args: Any) -> None:
-    """Start the worker and kill it a moment after it has taken that many gradient steps."""
+def kill_after(processes: Any, steps: int, *args: Any) -> bool:
+    """Start the worker and kill it a moment after it has taken that many gradient steps.
+
+    :return: whether it was killed, and had not ended by itself on a busy machine.
+    """
     count = processes.Value("i", 0)
     process = processes.Process(target=resume_worker.train, args=(*args, count))
     process.start()
     while count.value < steps and process.is_alive():
         time.sleep(0.0005)
-    time.sleep(random.random() * 0.004)  # a step and its pause take as long
+    time.sleep(random.random() * 0.006)  # a step and its pause take as long
     process.kill()
     process.join(60)
-    assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
+    return process.exitcode == -signal.SIGKILL
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -87,9 +90,9 @@ def test_killed_and_resumed_is_never_killed(name, obs, processes, tmp_path: Path
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(processes, name, obs, str(whole)) == 0
     random.seed(os.urandom(8))
-    moments = [3, *sorted(random.sample(range(8, TOTAL - 5), 2))]
-    for steps in moments:
-        kill_after(processes, steps, name, obs, str(broken))
+    moments = [3, *sorted(random.sample(range(8, TOTAL - 10), 2))]
+    killed = [kill_after(processes, steps, name, obs, str(broken)) for steps in moments]
+    assert any(killed)
     assert run(processes, name, obs, str(broken)) == 0
     assert differences(state_of(whole), state_of(broken)) == [], f"killed after {moments}"
 

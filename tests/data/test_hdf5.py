@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import pickle
 import resource
 from collections.abc import Iterator
@@ -304,9 +305,14 @@ def test_a_full_disk_leaves_the_older_file_and_no_partial(tmp_path: Path):
     with write(path) as writer:
         writer.append(**block(4))
     before = path.read_bytes()
-    with pytest.raises(OSError), file_size_limit(1 << 20), write(path, 400_000) as writer:
+    with (
+        pytest.raises(OSError, match="expected to write .*make room") as caught,
+        file_size_limit(1 << 20),
+        write(path, 400_000) as writer,
+    ):
         for _ in range(4):
             writer.append(**block(100_000))
+    assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["b.hdf5"]
 
@@ -324,13 +330,23 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_older_file_and_no_partial(
     def fail(self: h5py.File) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"), write(path) as writer:
+    with pytest.raises(OSError, match="expected to write .*No space"), write(path) as writer:
         writer.append(**block(4, 5.0))
         monkeypatch.setattr(h5py.File, method, fail)
     monkeypatch.undo()
     writer._file.close()
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["b.hdf5"]
+
+
+def test_two_processes_do_not_write_the_same_file(tmp_path: Path):
+    """Seeds started side by side all log the data set that none of them finds."""
+    path = tmp_path / "b.hdf5"
+    with (tmp_path / "b.hdf5.partial").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is at it"), write(path):
+            pass
+    assert (tmp_path / "b.hdf5.partial").exists()  # the other one's
 
 
 class Trap:

@@ -338,6 +338,17 @@ def test_growing_buffers_give_the_same_transitions(n_step):
     assert [t.dtype for t in (batch.rew, batch.act)] == [torch.float32, torch.int64]
 
 
+@each_n_step
+def test_growing_buffers_never_give_a_row_without_its_successor(n_step):
+    episodes = make_episodes([*KINDS, (4, "running")])
+    buffer = ReplayBuffer(30, ignore_obs_next=True)
+    for episode in episodes:
+        add(buffer, episode)
+    lost = tuple(e.rew[-1] for e in episodes if e.end != "terminated")
+    batch = sample_growing(buffer, 0, gamma=GAMMA, n_step=n_step)
+    check(batch, episodes, n_step=n_step, missing=lost)
+
+
 def test_growing_buffers_end_n_step_returns_at_their_newest_row():
     (episode,) = make_episodes([(6, "running")])
     buffer = ReplayBuffer(30)

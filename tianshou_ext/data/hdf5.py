@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -90,7 +90,13 @@ class BufferWriter:
 
     def __enter__(self) -> BufferWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = h5py.File(self.partial, "w")
+        try:
+            self._file = h5py.File(self.partial, "w")
+        except BlockingIOError as error:
+            raise InputError(
+                f"expected to be the only one to write {self.path}, but another process is at it; "
+                "wait until it is done"
+            ) from error
         meta = self._file.create_group("_meta")
         meta.attrs["__data_type__"] = "Batch"
         for key, (shape, dtype) in self._columns.items():
@@ -105,6 +111,7 @@ class BufferWriter:
 
         :raises ValueError: if the columns are not those of the buffer, differ in length, or
             exceed its size.
+        :raises OSError: if they cannot be written, for example on a full disk.
         """
         expected = set(self._columns) - {"done"}
         if set(columns) != expected:
@@ -115,8 +122,9 @@ class BufferWriter:
             lengths = {key: len(values) for key, values in columns.items()}
             raise ValueError(f"expected at most {self.size - self.rows} rows each, got {lengths}")
         done = np.asarray(columns["terminated"]) | np.asarray(columns["truncated"])
-        for key, values in {**columns, "done": done}.items():
-            self._file["_meta"][key][self.rows : stop] = values
+        with self._one_sentence():
+            for key, values in {**columns, "done": done}.items():
+                self._file["_meta"][key][self.rows : stop] = values
         if count:
             self._last_done = bool(done[-1])
         self.rows = stop
@@ -129,16 +137,27 @@ class BufferWriter:
     ) -> None:
         try:
             if error is None:
-                self._finish()
-                self._file.close()
-                with self.partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                self.partial.replace(self.path)
+                with self._one_sentence():
+                    self._finish()
+                    self._file.close()
+                    with self.partial.open("rb") as file:
+                        os.fsync(file.fileno())
+                    self.partial.replace(self.path)
         finally:
             # A full disk makes closing fail too; what matters then is the first error.
             with contextlib.suppress(OSError, RuntimeError):
                 self._file.close()
             self.partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"expected to write {self.path}, but that failed ({' '.join(str(error).split())}); "
+                "make room or choose another folder, what was there before is untouched"
+            ) from error
 
     def _finish(self) -> None:
         if self.rows != self.size:

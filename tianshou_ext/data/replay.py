@@ -277,15 +277,28 @@ def sample_growing(
 ) -> Transitions:
     """Sample a buffer that is still being filled, through its own ``sample_indices``.
 
-    Slower than a staged one, and always up to date. Shapes and n-step rewards as in ``Replay``.
+    Slower than a staged one, and always up to date. Shapes and n-step rewards as in ``Replay``;
+    rows drawn without a known successor are left out, so that a batch may be a few rows smaller.
     """
+
+    def has_successor(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Whether what followed is stored: not at the newest row, nor at a truncated one."""
+        if buffer._save_obs_next:
+            return np.ones(len(rows), dtype=bool)
+        ended = np.asarray(buffer.terminated[rows], dtype=bool)
+        known: np.ndarray[Any, Any] = (np.asarray(buffer.next(rows)) != rows) | ended
+        return known
+
     rows = np.asarray(buffer.sample_indices(batch_size))
+    known = has_successor(rows)
+    rows = rows[known] if known.any() else rows
     last = rows
     rew = np.asarray(buffer.rew[rows], dtype=np.float32)
     discount = np.full_like(rew, gamma)
     for k in range(1, n_step):
         following = np.asarray(buffer.next(last))
         goes_on = (following != last) & ~np.asarray(buffer.done[last], dtype=bool)
+        goes_on &= has_successor(following)
         last = np.where(goes_on, following, last)
         rew = rew + goes_on * discount * np.asarray(buffer.rew[last], dtype=np.float32)
         discount = np.where(goes_on, np.float32(gamma ** (k + 1)), discount)

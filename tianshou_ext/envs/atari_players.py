@@ -28,23 +28,26 @@ class ScriptedPlayer(Protocol):
 
 
 class PongPlayer:
-    """Pong: be where the ball arrives, in time for the paddle's slow reaction, and hit it slanted.
+    """Pong: be where the ball arrives, and flick the paddle at the last moment.
 
     The paddle goes on moving after a key is released: one step of a key moves it 24 pixels in the
     end, 8.5 of them at once (measured on the console). So the player reckons with the keys of the
     last four steps, and presses one only if the paddle would otherwise miss its aim by more than
-    ``SLACK``. Holding FIRE on a slow ball sends it back fast. Without noise a rally can last for
-    ever, because the paddle comes to rest in one place.
+    ``SLACK``. That is too coarse to choose where on the paddle the ball hits; how late a key is
+    pressed is not. So shortly before contact it takes whichever of no key, up and down brings the
+    contact nearest to ``CONTACT``, from where few balls come back, and holds FIRE in the lower
+    half, which speeds the ball up. Without noise a rally can still last for ever.
     """
 
     BALL_X, BALL_Y, PADDLE_Y = 49, 54, 51  # memory bytes
-    NOOP, UP, DOWN, FIRE = 0, 2, 3, 1  # UP + 2 and DOWN + 2 are the same with FIRE
+    NOOP, UP, DOWN = 0, 2, 3
     TOP, BOTTOM = 44.5, 205.5  # walls, in the ball's coordinate
     ARRIVAL_X = 189.0  # the ball's column at our paddle
     CENTRE = 7.0  # from the paddle's byte to its middle
-    OFFSET, MIDDLE_OFFSET = 4.0, -4.0  # of the contact from the paddle's middle
-    MIDDLE = (88.0, 132.0)  # arrivals for which MIDDLE_OFFSET wins more
-    SLACK = 8.0
+    CONTACT = 9.0  # pixels below the paddle's middle
+    FIRE_ROW = 105.0  # arrivals below this row are hit with FIRE
+    FLICK = 20.0  # pixels within reach at which the last moment has come
+    SLACK = 8.0  # pixels
     # Pixels that one key press has moved the paddle after 0, 1, ... emulator frames.
     TRAVEL = (0, 0, 1.5, 4.5, 8.5, 13, 16.5, 19, 20.5, 21.8, 22.6, 23.2, 23.6, 24.0)
 
@@ -67,22 +70,24 @@ class PongPlayer:
         if not coming:
             return self.NOOP
         steps = max(self.ARRIVAL_X - x, 0.0) / vx
-        arrival = self._folded(y + vy * steps)
-        offset = 0.0  # a fast ball is only returned
-        if vx < 10:
-            in_middle = self.MIDDLE[0] < arrival < self.MIDDLE[1]
-            offset = self.MIDDLE_OFFSET if in_middle else self.OFFSET
-        fire = int(vx < 6)
-        frames = 4 * steps
-        coasting = sum(
+        arrival, frames = self._folded(y + vy * steps), 4 * steps
+        reach = self._travel(frames)
+        resting = paddle + sum(
             key * (self._travel(frames + 4 * k + 4) - self._travel(4 * k + 4))
             for k, key in enumerate(self._keys)
         )
-        aim = min(max(arrival - self.CENTRE - offset, 38.0), 203.0)
-        miss, reach = aim - (paddle + coasting), self._travel(frames)
-        if abs(miss) <= max(0.5 * reach, self.SLACK) or reach < 2:
-            return self.FIRE if fire else self.NOOP
-        return (self.UP if miss < 0 else self.DOWN) + 2 * fire
+        key = self.NOOP
+        if 2 <= reach <= self.FLICK:
+            offset = arrival - self.CENTRE - resting
+            contacts = {self.NOOP: offset, self.UP: offset + reach, self.DOWN: offset - reach}
+            key = min(contacts, key=lambda k: abs(contacts[k] - self.CONTACT))
+        elif reach > self.FLICK:
+            miss = min(max(arrival - self.CENTRE, 38.0), 203.0) - resting
+            if abs(miss) > max(0.5 * reach, self.SLACK):
+                key = self.UP if miss < 0 else self.DOWN
+        if arrival < self.FIRE_ROW:
+            return key
+        return key + (1 if key == self.NOOP else 2)  # the same key with FIRE
 
     def _direction(self, act: int) -> float:
         return {self.UP: -1.0, self.UP + 2: -1.0, self.DOWN: 1.0, self.DOWN + 2: 1.0}.get(act, 0.0)
