@@ -3,7 +3,7 @@
 
 # The main job: discrete CQL on Pong, data set included.
 RUN := examples/atari/atari_cql.py --task PongNoFrameskip-v4 --epoch 4 --update-per-epoch 2500 \
-	--min-q-weight 100 --lr 3e-4
+	--min-q-weight 500 --lr 3e-4 --target-update-freq 2000
 ARGS :=
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \

@@ -51,7 +51,7 @@ class ObsNormalizer(nn.Module):
     def fit(self, replay: Replay, num_rows: int = 100_000) -> None:
         """Fit to the data once; a fitted or restored normaliser is left alone.
 
-        :param num_rows: rows used at most, evenly spaced.
+        :param num_rows: about as many vectors are used, evenly spaced; a fifth as many frames.
         """
         if bool(self.is_fitted):
             return
