@@ -55,6 +55,6 @@ def plot_curves(
     axes.set_ylabel("return of a test game")
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     atomic_write(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
     return Path(path)
