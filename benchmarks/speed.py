@@ -22,7 +22,7 @@ from tianshou.data import ReplayBuffer
 from torch import nn
 
 from tianshou_ext.cli import launch
-from tianshou_ext.data.hdf5 import BufferWriter
+from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy import DiscreteCQLPolicy
 from tianshou_ext.tianshou_api import LINE, training_step
@@ -74,10 +74,7 @@ class QuantileNet(nn.Module):
 def write_frames(path: Path, rows: int) -> None:
     """Write a buffer of random frames in episodes of 1,000 steps."""
     rng = np.random.default_rng(0)
-    writer = BufferWriter(
-        path, rows, obs_shape=(84, 84), obs_dtype=np.uint8, stack_num=4, save_obs_next=False
-    )
-    with writer:
+    with BufferWriter(path, rows, stack_num=4, save_obs_next=False) as writer:
         for start in range(0, rows, 1000):
             count = min(1000, rows - start)
             writer.append(

@@ -1,18 +1,53 @@
-"""What the commands share: arguments from a dataclass, and one sentence for bad input."""
+"""The command ``tianshou-ext``, and what the example scripts share with it."""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tianshou_ext.errors import InputError
 
 TArgs = TypeVar("TArgs")
 
+_CONVERT = "tianshou_ext.data.convert"
+COMMANDS: dict[str, str | dict[str, str]] = {
+    "convert": {
+        "arrays": f"{_CONVERT}.arrays:convert",
+        "d4rl": f"{_CONVERT}.d4rl:convert",
+        "dqn-replay": f"{_CONVERT}.dqn_replay:convert",
+        "minari": f"{_CONVERT}.minari:convert",
+        "rlu-atari": f"{_CONVERT}.rlu_atari:convert",
+        "rlu-atari-episodes": f"{_CONVERT}.rlu_atari_episodes:convert",
+        "rlu-control": f"{_CONVERT}.rlu_control:convert",
+        "tfds": f"{_CONVERT}.tfds:convert",
+        "walker": f"{_CONVERT}.walker:convert",
+    },
+    "inspect": "tianshou_ext.data.inspect:inspect",
+    "merge": "tianshou_ext.data.edit:merge",
+    "split": "tianshou_ext.data.edit:split",
+    "subsample": "tianshou_ext.data.edit:subsample",
+    "relabel": "tianshou_ext.data.edit:relabel",
+}
+"""Commands and sub-commands, and the functions behind them; one is imported when it is called."""
 
-def launch(main: Callable[[TArgs], Any], args_class: type[TArgs]) -> None:
-    """Parse the command line into ``args_class`` and run ``main``; leave with 2 on bad input."""
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn bad input into one sentence and exit code 2."""
+    try:
+        yield
+    except (InputError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it can", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _import_tyro() -> Any:
     try:
         import tyro
     except ImportError:
@@ -22,11 +57,56 @@ def launch(main: Callable[[TArgs], Any], args_class: type[TArgs]) -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
-    try:
+    return tyro
+
+
+def launch(main: Callable[[TArgs], Any], args_class: type[TArgs]) -> None:
+    """Parse the command line into ``args_class`` and run ``main``; leave with 2 on bad input."""
+    tyro = _import_tyro()
+    with one_sentence():
         main(tyro.cli(args_class, description=sys.modules["__main__"].__doc__))
-    except (InputError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+
+
+def _load(target: str) -> Callable[..., Any]:
+    module, name = target.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``tianshou-ext``; what the command returns is printed.
+
+    Exit code 0, or what the result's ``exit_code`` says, or 2 on bad input.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    tyro = _import_tyro()
+    prog, level = "tianshou-ext", COMMANDS
+    with one_sentence():
+        while args and isinstance(level.get(args[0]), dict):
+            prog, level = f"{prog} {args[0]}", level[args.pop(0)]  # type: ignore[assignment]
+        config = (tyro.conf.OmitArgPrefixes,)
+        if args and args[0] in level:
+            command = _load(str(level[args[0]]))
+            prog = f"{prog} {args.pop(0)}"
+            result = tyro.cli(command, prog=prog, args=args, config=config)
+        else:  # help, or a word that is no command
+            functions = {
+                name: _load(target) if isinstance(target, str) else _group(name, target)
+                for name, target in level.items()
+            }
+            result = tyro.extras.subcommand_cli_from_dict(
+                functions, prog=prog, args=args, config=config
+            )
+        if result is not None:
+            print(result)
+    raise SystemExit(getattr(result, "exit_code", 0))
+
+
+def _group(name: str, targets: dict[str, str]) -> Callable[[], None]:
+    """Return a stand-in for a command with sub-commands, for the list of commands."""
+
+    def group() -> None:
+        raise InputError(f"expected one of {', '.join(targets)} after {name}")
+
+    group.__doc__ = f"{name.capitalize()} logs from: {', '.join(targets)}."
+    return group

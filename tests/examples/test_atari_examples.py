@@ -13,7 +13,8 @@ pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 pytest.importorskip("tyro")
 
-from tianshou_ext.data.hdf5 import BufferWriter, load_buffer
+from tianshou_ext.data.hdf5 import load_buffer
+from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.errors import InputError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "atari"
@@ -94,9 +95,7 @@ def test_rl_unplugged_keys(tmp_path):
 
 
 def write_buffer(path, *, act=0, rew=0.0, shape=(84, 84)):
-    with BufferWriter(
-        path, 20, obs_shape=shape, obs_dtype=np.uint8, stack_num=4, save_obs_next=False
-    ) as writer:
+    with BufferWriter(path, 20, stack_num=4, save_obs_next=False) as writer:
         writer.append(
             obs=np.zeros((20, *shape), np.uint8),
             act=np.full(20, act),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tianshou_ext.data.hdf5 import BufferWriter
+from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.envs.atari import make_atari_env
 
 BLOCK = 1024
@@ -62,8 +62,6 @@ def collect_atari(
     writer = BufferWriter(
         path,
         size,
-        obs_shape=env.observation_space.shape[1:],
-        obs_dtype=np.uint8,
         stack_num=frame_stack,
         save_obs_next=False,
         provenance=about,

@@ -1,276 +1,26 @@
-"""Buffers in HDF5: Tianshou's own layout, written in constant memory and opened without pickle.
-
-A file written here opens with ``ReplayBuffer.load_hdf5`` of both Tianshou lines and holds the
-same transitions there. It differs from what ``save_hdf5`` writes in four ways:
-
-- no pickled random state (numpy 1 cannot read numpy 2's; unpickling runs code);
-- the insertion state is that of a buffer that was filled row by row, so ``prev`` and ``next``
-  are right at the first and the last row;
-- arrays are contiguous and uncompressed, so they can be mapped instead of read;
-- the root attribute ``tianshou_ext`` carries the provenance as JSON.
-
-Frames (uint8) are stored once a step, with ``stack_num`` set and ``obs_next`` left out. A
-truncated episode then ends with one extra row: its final observation, action and reward 0,
-``truncated`` True. ``Replay`` never samples such a row.
-"""
+"""Open buffers in HDF5: Tianshou's own layout, mapped where possible, without unpickling."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
 import numpy as np
 from tianshou.data import Batch, VectorReplayBuffer
 
-from tianshou_ext import __version__
-from tianshou_ext.data.replay import neighbours
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 
-__all__ = ["BufferWriter", "load_buffer", "load_rl_unplugged", "read_provenance", "save_buffer"]
+__all__ = ["load_buffer", "load_rl_unplugged", "read_provenance"]
 
-PROVENANCE = "tianshou_ext"
+PROVENANCE = "tianshou_ext"  # the root attribute with what the writer recorded, as JSON
+FRAMES = "frames"  # the root dataset (M, S+1, ...) whose views are obs and obs_next
 FLAGS = ("terminated", "truncated", "done")
 PLAIN = {"ndarray", "Tensor"}
-
-
-class BufferWriter:
-    """Write a buffer of ``size`` rows block by block; the file appears only when complete.
-
-    Use as a context manager. Rows go to ``<path>.partial``, which is renamed on a clean exit and
-    removed otherwise, so an existing ``path`` is never damaged.
-
-    :param path: the HDF5 file to make.
-    :param size: number of rows; exactly this many must be appended.
-    :param obs_shape: shape of one row's observation (one frame where ``stack_num`` > 1).
-    :param stack_num: frames a policy sees at once; 1 for data that are not stacked.
-    :param save_obs_next: store ``obs_next`` (False only for ordered data, see above).
-    :param provenance: anything JSON can hold: source, command, seed, spaces, scores.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        size: int,
-        *,
-        obs_shape: tuple[int, ...],
-        obs_dtype: Any = np.float32,
-        act_shape: tuple[int, ...] = (),
-        act_dtype: Any = np.int64,
-        stack_num: int = 1,
-        save_obs_next: bool = True,
-        provenance: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self.size = size
-        self.rows = 0
-        self.provenance = dict(provenance or {})
-        self._options = {
-            "stack_num": stack_num,
-            "ignore_obs_next": not save_obs_next,
-            "save_only_last_obs": stack_num > 1,
-            "sample_avail": False,
-        }
-        self._columns: dict[str, tuple[tuple[int, ...], Any]] = {
-            "obs": (obs_shape, obs_dtype),
-            "act": (act_shape, act_dtype),
-            "rew": ((), np.float32),
-            **dict.fromkeys(FLAGS, ((), np.bool_)),
-        }
-        if save_obs_next:
-            self._columns["obs_next"] = (obs_shape, obs_dtype)
-        self._last_done = False
-
-    def __enter__(self) -> BufferWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._file = h5py.File(self.partial, "w")
-        except BlockingIOError as error:
-            raise InputError(
-                f"expected to be the only one to write {self.path}, but another process is at it; "
-                "wait until it is done"
-            ) from error
-        meta = self._file.create_group("_meta")
-        meta.attrs["__data_type__"] = "Batch"
-        for key, (shape, dtype) in self._columns.items():
-            dataset = meta.create_dataset(key, (self.size, *shape), dtype)
-            dataset.attrs["__data_type__"] = "ndarray"
-        info = meta.create_group("info")
-        info.attrs["__data_type__"] = "Batch"
-        return self
-
-    def append(self, **columns: Any) -> None:
-        """Append rows: ``obs act rew terminated truncated`` (and ``obs_next``), (K, ...) each.
-
-        :raises ValueError: if the columns are not those of the buffer, differ in length, or
-            exceed its size.
-        :raises OSError: if they cannot be written, for example on a full disk.
-        """
-        expected = set(self._columns) - {"done"}
-        if set(columns) != expected:
-            raise ValueError(f"expected columns {sorted(expected)}, got {sorted(columns)}")
-        count = len(columns["rew"])
-        stop = self.rows + count
-        if stop > self.size or any(len(values) != count for values in columns.values()):
-            lengths = {key: len(values) for key, values in columns.items()}
-            raise ValueError(f"expected at most {self.size - self.rows} rows each, got {lengths}")
-        done = np.asarray(columns["terminated"]) | np.asarray(columns["truncated"])
-        with self._one_sentence():
-            for key, values in {**columns, "done": done}.items():
-                self._file["_meta"][key][self.rows : stop] = values
-        if count:
-            self._last_done = bool(done[-1])
-        self.rows = stop
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if error is None:
-                with self._one_sentence():
-                    self._finish()
-                    self._file.close()
-                    with self.partial.open("rb") as file:
-                        os.fsync(file.fileno())
-                    self.partial.replace(self.path)
-        finally:
-            # A full disk makes closing fail too; what matters then is the first error.
-            with contextlib.suppress(OSError, RuntimeError):
-                self._file.close()
-            self.partial.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _one_sentence(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                f"expected to write {self.path}, but that failed ({' '.join(str(error).split())}); "
-                "make room or choose another folder, what was there before is untouched"
-            ) from error
-
-    def _finish(self) -> None:
-        if self.rows != self.size:
-            raise ValueError(f"expected {self.size} rows, got {self.rows}; append the rest")
-        last = self.size - 1
-        state = {
-            "maxsize": self.size,
-            "_size": self.size,
-            "_insertion_idx": 0,
-            "_ep_len": 0,
-            "_ep_return": 0.0,
-            "_ep_start_idx": 0,
-            "stack_num": self._options["stack_num"],
-            "_save_obs_next": not self._options["ignore_obs_next"],
-            "_save_only_last_obs": self._options["save_only_last_obs"],
-            "_sample_avail": self._options["sample_avail"],
-        }
-        provenance = {"version": __version__, "rows": self.size, **self.provenance}
-        _write_state(self._file, state, self._options, np.array([last]), provenance)
-        self._file.flush()
-
-
-def _write_state(
-    file: h5py.File,
-    state: Mapping[str, Any],
-    options: Mapping[str, Any],
-    last_index: np.ndarray[Any, Any],
-    provenance: Mapping[str, Any],
-) -> None:
-    for key, value in state.items():
-        file.attrs[key] = value
-    group = file.create_group("options")
-    for key, value in options.items():
-        group.attrs[key] = value
-    arrays = {"last_index": last_index, "_indices": np.arange(state["maxsize"])}
-    for key, value in arrays.items():
-        file.create_dataset(key, data=value)
-        file[key].attrs["__data_type__"] = "ndarray"
-    file.attrs[PROVENANCE] = json.dumps(provenance)
-
-
-def save_buffer(
-    buffer: ReplayBuffer, path: str | Path, provenance: Mapping[str, Any] | None = None
-) -> None:
-    """Write the transitions of a buffer in memory, oldest first, as ``BufferWriter`` does.
-
-    Episodes that the buffer cut off (still running when it was saved) become truncated.
-
-    :param buffer: one that stacks uint8 frames (``stack_num`` > 1) is written with one frame a
-        row; any other with ``obs_next``.
-    :raises InputError: if the buffer is empty or its observations are no plain array.
-    """
-    if len(buffer) == 0:
-        raise InputError("expected a buffer with transitions to save, got an empty one")
-    if not isinstance(buffer.obs, np.ndarray):
-        raise InputError(
-            f"expected observations that are one array per step, got a {type(buffer.obs).__name__};"
-            " flatten them first"
-        )
-    stacked = buffer.stack_num > 1
-    rows = _all_rows(buffer)
-    terminated = np.asarray(buffer.terminated[rows], dtype=bool)
-    truncated = np.asarray(buffer.truncated[rows], dtype=bool)
-    truncated[np.isin(rows, buffer.unfinished_index())] = True
-    source_next, rows_next = buffer.obs, rows
-    if buffer._save_obs_next:
-        source_next = buffer.obs_next
-    elif not stacked:
-        rows_next = neighbours(buffer)[1][rows]
-        lost = (rows_next == rows) & ~terminated  # what came next was not stored
-        truncated[np.isin(rows_next, rows[lost])] = True
-        rows, rows_next = rows[~lost], rows_next[~lost]
-        terminated, truncated = terminated[~lost], truncated[~lost]
-        if len(rows) == 0:
-            raise InputError(
-                "expected transitions with a known successor to save, got only truncated rows "
-                "without obs_next; store obs_next"
-            )
-    writer = BufferWriter(
-        path,
-        len(rows),
-        obs_shape=buffer.obs.shape[1:],
-        obs_dtype=buffer.obs.dtype,
-        act_shape=buffer.act.shape[1:],
-        act_dtype=buffer.act.dtype,
-        stack_num=buffer.stack_num,
-        save_obs_next=not stacked,
-        provenance=provenance,
-    )
-    with writer:
-        for start in range(0, len(rows), 4096):
-            here = slice(start, start + 4096)
-            columns = {
-                "obs": buffer.obs[rows[here]],
-                "act": buffer.act[rows[here]],
-                "rew": buffer.rew[rows[here]],
-                "terminated": terminated[here],
-                "truncated": truncated[here],
-            }
-            if not stacked:
-                columns["obs_next"] = source_next[rows_next[here]]
-            writer.append(**columns)
-
-
-def _all_rows(buffer: ReplayBuffer) -> np.ndarray[Any, Any]:
-    """Return all filled rows, oldest first within each sub-buffer."""
-    parts, start = [], 0
-    for sub in getattr(buffer, "buffers", [buffer]):
-        order = np.arange(len(sub))
-        full = len(sub) == sub.maxsize
-        parts.append(start + (np.roll(order, -sub._insertion_idx) if full else order))
-        start += sub.maxsize
-    return np.concatenate(parts)
+ZSTD = 32015  # the number of HDF5's filter
 
 
 def _open(path: Path) -> h5py.File:
@@ -305,16 +55,36 @@ def _array(path: Path, dataset: h5py.Dataset, mapped: bool) -> np.ndarray[Any, A
                 "that ends before; it is truncated, make or copy it again"
             )
         return np.memmap(path, dataset.dtype, "c", offset, dataset.shape)
+    plist = dataset.id.get_create_plist()
+    if ZSTD in (plist.get_filter(k)[0] for k in range(plist.get_nfilters())):
+        _import_zstd(path)
     values: np.ndarray[Any, Any] = dataset[()]
     return values
+
+
+def _import_zstd(path: Path) -> None:
+    try:
+        import hdf5plugin  # noqa: F401 (registers the filter)
+    except ImportError as error:
+        raise InputError(
+            f"expected the package hdf5plugin to read {path}, which is compressed with zstd, found "
+            'none; pip install "tianshou_ext[zstd]"'
+        ) from error
 
 
 def _meta(path: Path, group: h5py.Group, mapped: bool) -> Batch:
     """Read the transitions' columns; pickled ones are never loaded."""
     columns: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for key, item in group.items():
         if isinstance(item, h5py.Group):
             columns[key] = _meta(path, item, mapped)
+        elif item.attrs.get("__data_type__") in PLAIN and item.is_virtual:
+            # Views of the frames that obs and obs_next share, read or mapped once.
+            if FRAMES not in shared:
+                shared[FRAMES] = _array(path, group.file[FRAMES], mapped)
+            frames = shared[FRAMES]
+            columns[key] = frames[:, 1:] if key == "obs_next" else frames[:, :-1]
         elif item.attrs.get("__data_type__") in PLAIN:
             columns[key] = _array(path, item, mapped)
         elif key in ("obs", "obs_next", "act", "rew", *FLAGS):

@@ -1,0 +1,102 @@
+"""What converters ask of the writer: any length, nested columns, compression, shared frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tianshou.data import Batch
+
+from tianshou_ext.data.hdf5 import load_buffer
+from tianshou_ext.data.replay import Replay
+from tianshou_ext.data.writer import BufferWriter, bytes_of_row
+from tianshou_ext.errors import InputError
+from tianshou_ext.tianshou_api import ReplayBuffer
+
+RNG = np.random.default_rng(0)
+
+
+def columns(count: int, obs: Any, obs_next: Any) -> dict[str, Any]:
+    ends = {"terminated": np.arange(count) == count - 1, "truncated": np.zeros(count, bool)}
+    return {
+        "obs": obs,
+        "obs_next": obs_next,
+        "act": np.arange(count),
+        "rew": np.ones(count),
+        **ends,
+    }
+
+
+def both(path: Path) -> list[ReplayBuffer]:
+    return [load_buffer(path), load_buffer(path, mapped=False), ReplayBuffer.load_hdf5(str(path))]
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("rows", [700, 1000])
+def test_a_shorter_file_than_announced_holds_what_was_appended(
+    compression: Any, rows: int, tmp_path: Path
+):
+    if compression == "zstd":
+        pytest.importorskip("hdf5plugin")
+    obs = RNG.normal(size=(rows, 300)).astype(np.float32)
+    with BufferWriter(tmp_path / "b.hdf5", 1000, compression=compression) as writer:
+        writer.append(**{k: v[:400] for k, v in columns(rows, obs, obs + 1).items()})
+        writer.append(**{k: v[400:] for k, v in columns(rows, obs, obs + 1).items()})
+    for buffer in both(tmp_path / "b.hdf5"):
+        assert len(buffer) == buffer.maxsize == rows
+        assert np.array_equal(buffer.obs, obs)
+        assert np.array_equal(buffer.obs_next, obs + 1)
+        assert np.array_equal(buffer.act, np.arange(rows))
+        assert buffer.next(rows - 1) == rows - 1 and buffer.prev(0) == 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "b.hdf5"]
+
+
+def test_dict_observations_become_a_batch(tmp_path: Path):
+    obs = {
+        "goal": RNG.normal(size=(5, 2)),
+        "view": {"left": np.arange(5), "right": np.ones((5, 3))},
+    }
+    with BufferWriter(tmp_path / "b.hdf5", 5) as writer:
+        writer.append(**columns(5, obs, obs))
+    for buffer in both(tmp_path / "b.hdf5"):
+        assert isinstance(buffer.obs, Batch)
+        batch = buffer[np.array([3, 1])]
+        assert np.array_equal(batch.obs.view.left, [3, 1])
+        assert np.array_equal(batch.obs_next.goal, obs["goal"][[3, 1]])
+    with pytest.raises(InputError, match="flatten"):
+        Replay(load_buffer(tmp_path / "b.hdf5"))
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_shared_frames_are_stored_once_and_read_as_two_stacks(compression: Any, tmp_path: Path):
+    frames = RNG.integers(0, 256, (60, 5, 84, 84), dtype=np.uint8)
+    rest = columns(60, 0, 0)
+    del rest["obs"], rest["obs_next"]
+    path = tmp_path / "b.hdf5"
+    with BufferWriter(path, 90, shared_frames=True, compression=compression) as writer:
+        writer.append(frames=frames, **rest)
+    assert path.stat().st_size < 1.05 * frames.nbytes
+    for buffer in both(path):
+        assert np.array_equal(buffer.obs, frames[:, :4])
+        assert np.array_equal(buffer.obs_next, frames[:, 1:])
+    if compression == "none":
+        mapped = load_buffer(path)
+        assert isinstance(mapped.obs.base, np.memmap)
+        assert np.shares_memory(mapped.obs, mapped.obs_next)
+        batch = Replay(mapped).gather(Replay(mapped).rows[[7, 30]])
+        assert np.array_equal(batch.obs_next.numpy(), frames[[7, 30], 1:])
+
+
+def test_a_block_of_another_shape_or_type_is_refused(tmp_path: Path):
+    obs = np.zeros((2, 3), np.float32)
+    for other in (np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float64)):
+        with pytest.raises(ValueError, match="obs"), BufferWriter(tmp_path / "b", 9) as writer:
+            writer.append(**columns(2, obs, obs))
+            writer.append(**columns(2, other, other))
+    assert not list(tmp_path.iterdir())
+
+
+def test_bytes_of_a_row_count_nested_columns():
+    assert bytes_of_row({"obs": {"x": np.zeros((4, 2), np.float32)}, "act": np.zeros(4, int)}) == 16

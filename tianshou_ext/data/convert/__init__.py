@@ -1,0 +1,1 @@
+"""Converters: one file per source of logs, each with ``convert(src, dst, **options) -> Report``."""

@@ -1,0 +1,362 @@
+"""What the converters share: options, the report, faults, and writing blocks of rows.
+
+A converter reads its source block by block (usually an episode a block) and hands the blocks to
+``write_blocks``, which checks them, applies the common options and writes the buffer file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from tianshou_ext.data.writer import BufferWriter, Compression, bytes_of_row
+from tianshou_ext.errors import InputError
+
+__all__ = [
+    "Block",
+    "Fault",
+    "Options",
+    "Report",
+    "Settings",
+    "chosen_episodes",
+    "fingerprint",
+    "ordered_map",
+    "write_blocks",
+]
+
+TItem = TypeVar("TItem")
+TResult = TypeVar("TResult")
+OnError = Literal["stop", "skip"]
+
+
+class Options(TypedDict, total=False):
+    """Options of every converter."""
+
+    fraction: float
+    """Share of the episodes to keep, evenly spread over the source, 0 to 1. Default 1."""
+    episodes: str
+    """Episodes to keep: N for the first N, or A:B. Default all."""
+    clip_rewards: bool
+    """Clip rewards to [-1, 1]. Default no."""
+    compression: Compression
+    """none can be mapped instead of read; gzip, zstd save disk. Default none."""
+    on_error: OnError
+    """stop refuses a source with a fault; skip leaves out faulty records and names them in the
+    report. Default stop."""
+    jobs: int
+    """Processes. Default 1."""
+    progress: bool
+    """Show progress bars. Default yes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``Options`` with the defaults filled in and checked.
+
+    :raises InputError: if a value is out of range.
+    """
+
+    fraction: float = 1.0
+    episodes: str | None = None
+    clip_rewards: bool = False
+    compression: Compression = "none"
+    on_error: OnError = "stop"
+    jobs: int = 1
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"expected a fraction above 0 and at most 1, got {self.fraction}")
+        if self.jobs < 1:
+            raise InputError(f"expected at least one job, got {self.jobs}")
+        for name, allowed in (
+            ("on_error", ("stop", "skip")),
+            ("compression", ("none", "gzip", "zstd")),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InputError(f"expected {name} to be one of {allowed}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong in a source."""
+
+    file: str
+    record: str
+    """Which record or episode: "record 17", "episode_3"; empty if it is the whole file."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{', ' if self.record else ''}{self.record}: {self.reason}"
+
+
+@dataclass
+class Block:
+    """Consecutive rows, as ``BufferWriter.append`` takes them, and where they come from.
+
+    Rows of different blocks never belong to one episode: the last row of a block must be
+    ``terminated`` or ``truncated`` (shuffled transitions: every row is one or the other).
+    """
+
+    columns: dict[str, Any]
+    file: str
+    record: str
+
+
+@dataclass
+class Report:
+    """What a conversion did; printing it gives a summary."""
+
+    source: str
+    """The converter: d4rl, minari, ..."""
+    dst: Path
+    rows: int = 0
+    episodes: int = 0
+    terminated: int = 0
+    truncated: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    """Known defects, repairs, things to know."""
+    faults: list[Fault] = field(default_factory=list)
+    """Records left out."""
+
+    def __str__(self) -> str:
+        rate = self.rows / max(self.seconds, 1e-9)
+        lines = [
+            f"{self.dst}: {self.rows:,} rows, {self.episodes:,} episodes, {self.terminated:,} "
+            f"terminated, {self.truncated:,} truncated, from {self.source} in {self.seconds:.1f} s "
+            f"({rate:,.0f} rows/s)",
+            *(f"note: {note}" for note in self.notes),
+            *(f"left out: {fault}" for fault in self.faults[:20]),
+        ]
+        if len(self.faults) > 20:
+            lines.append(f"left out: {len(self.faults) - 20} more")
+        return "\n".join(lines)
+
+
+def chosen_episodes(count: int, settings: Settings) -> np.ndarray[Any, Any]:
+    """Return which of ``count`` episodes the options ask for, ascending, (K,) int64.
+
+    :raises InputError: if that are none, or ``episodes`` is no N or A:B.
+    """
+    first, last = 0, count
+    if settings.episodes is not None:
+        parts = str(settings.episodes).split(":")
+        try:
+            numbers = [int(part) if part else None for part in parts]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (1, 2) or any(n is not None and n < 0 for n in numbers):
+            raise InputError(
+                f"expected episodes as N or A:B with whole numbers, got {settings.episodes!r}"
+            )
+        if len(numbers) == 1:
+            last = min(count, numbers[0] or 0)
+        else:
+            first = numbers[0] or 0
+            last = count if numbers[1] is None else min(count, numbers[1])
+    among = np.arange(first, max(first, last))
+    places = np.arange(len(among) + 1) * settings.fraction + 1e-9
+    kept = among[np.diff(np.floor(places)) > 0]
+    if len(kept) == 0:
+        raise InputError(
+            f"expected at least one episode to convert, got none of {count} with fraction "
+            f"{settings.fraction:g} and episodes {settings.episodes}; ask for more"
+        )
+    return kept
+
+
+def fingerprint(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return number, bytes and one SHA-256 of the input files, for the provenance."""
+    digest, size = hashlib.sha256(), 0
+    for path in paths:
+        with path.open("rb") as file:
+            if len(paths) == 1:
+                digest = hashlib.file_digest(file, "sha256")
+            else:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        size += path.stat().st_size
+    return {"files": len(paths), "bytes": size, "sha256": digest.hexdigest()}
+
+
+def ordered_map(
+    function: Callable[[TItem], TResult], items: Iterable[TItem], jobs: int
+) -> Iterator[TResult]:
+    """Apply a picklable function to items, in order, in ``jobs`` processes.
+
+    At most two results a process wait to be taken, so memory stays bounded.
+    """
+    if jobs == 1:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        waiting: list[Future[TResult]] = []
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 2 * jobs:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def write_blocks(
+    blocks: Iterable[Block | Fault],
+    dst: str | Path,
+    *,
+    source: str,
+    size: int,
+    settings: Settings,
+    stack_num: int = 1,
+    save_obs_next: bool = True,
+    shared_frames: bool = False,
+    notes: Sequence[str] = (),
+    provenance: Mapping[str, Any] | None = None,
+) -> Report:
+    """Check blocks and write them as one buffer file.
+
+    :param blocks: in the order of the file; a ``Fault`` in the place of a block that could not
+        be read.
+    :param size: rows at most; exact if it can be, else the file is copied once at the end.
+    :param notes: known defects and repairs, kept in the report and the provenance.
+    :raises InputError: if there is a fault and ``on_error`` is stop, or no row is left.
+    :raises OSError: if the disk has no room.
+    """
+    start = time.monotonic()
+    report = Report(source, Path(dst), notes=list(notes))
+    if size == 0:
+        raise InputError(f"expected transitions to convert to {dst}, got none")
+    writer = BufferWriter(
+        dst,
+        size,
+        stack_num=stack_num,
+        save_obs_next=save_obs_next,
+        shared_frames=shared_frames,
+        compression=settings.compression,
+    )
+    both_flags = 0
+    bar = tqdm(
+        total=size,
+        desc=f"converting {source}",
+        unit=" rows",
+        unit_scale=True,
+        disable=not settings.progress,
+    )
+    with bar, writer:
+        for block in blocks:
+            fault = block if isinstance(block, Fault) else _check(block)
+            if fault is not None:
+                if settings.on_error == "stop":
+                    raise InputError(
+                        f"expected sound records, got a fault in {fault}; repair the source, or "
+                        "pass --on-error skip to leave such records out"
+                    )
+                report.faults.append(fault)
+                continue
+            assert isinstance(block, Block)
+            columns = block.columns
+            if report.rows == 0:
+                _announce(writer, columns, size, bar if settings.progress else None)
+            if settings.clip_rewards:
+                columns["rew"] = np.clip(columns["rew"], -1, 1)
+            writer.append(**columns)
+            terminated, truncated = (
+                np.asarray(columns[k], bool) for k in ("terminated", "truncated")
+            )
+            report.rows = writer.rows
+            report.terminated += int(terminated.sum())
+            report.truncated += int(truncated.sum())
+            report.episodes += int((terminated | truncated).sum())
+            both_flags += int((terminated & truncated).sum())
+            bar.update(len(terminated))
+        if report.rows == 0:
+            raise InputError(
+                f"expected sound records to convert to {dst}, got none; the first fault is "
+                f"{report.faults[0] if report.faults else 'that the source is empty'}"
+            )
+        if both_flags:
+            report.notes.append(
+                f"{both_flags} rows are both terminated and truncated, kept so: a target does not "
+                "bootstrap there"
+            )
+        writer.provenance.update(
+            source=source,
+            episodes=report.episodes,
+            notes=report.notes,
+            left_out=[str(fault) for fault in report.faults[:100]],
+            options={
+                "fraction": settings.fraction,
+                "episodes": settings.episodes,
+                "clip_rewards": settings.clip_rewards,
+            },
+            **(provenance or {}),
+        )
+        json.dumps(writer.provenance)  # fails here, not after the rows are written
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _announce(writer: BufferWriter, columns: Mapping[str, Any], size: int, bar: Any) -> None:
+    """Say how many bytes are needed, before they are used."""
+    needed = bytes_of_row(columns) * size
+    folder = writer.path.absolute().parent
+    free = shutil.disk_usage(folder).free
+    if writer.compression == "none" and needed > free:
+        raise OSError(
+            f"expected {needed / 1e9:.2f} GB of room in {folder}, got {free / 1e9:.2f} GB; make "
+            "room, choose another folder, or pass --compression gzip"
+        )
+    if bar is not None:
+        bar.write(f"{writer.path}: {size:,} rows, {needed / 1e6:,.1f} MB before compression")
+
+
+def _check(block: Block) -> Fault | None:
+    """Return what would ruin training on a block, or None."""
+    columns = block.columns
+
+    def fault(reason: str) -> Fault:
+        return Fault(block.file, block.record, reason)
+
+    lengths = {key: _length(values) for key, values in columns.items()}
+    if len(set(lengths.values())) != 1:
+        return fault(f"columns of unequal length, {lengths}")
+    if lengths["rew"] == 0:
+        return fault("no rows")
+    for key, values in columns.items():
+        for path, array in _leaves(key, values):
+            if array.dtype.kind not in "biuf":
+                return fault(f"{path} holds {array.dtype}, not numbers")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                row = int(np.nonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0][0])
+                return fault(f"{path} is NaN or infinite in row {row}")
+    if np.asarray(columns["rew"]).ndim != 1:
+        return fault(f"rewards have the shape {np.shape(columns['rew'])}, expected (N,)")
+    if not (columns["terminated"][-1] or columns["truncated"][-1]):
+        return fault("the last row ends no episode")
+    return None
+
+
+def _length(values: Any) -> int:
+    return len(next(array for _, array in _leaves("", values)))
+
+
+def _leaves(path: str, values: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    if isinstance(values, Mapping):
+        for key, inner in values.items():
+            yield from _leaves(f"{path}/{key}", inner)
+    else:
+        yield path, np.asarray(values)
