@@ -97,8 +97,9 @@ class RunLogger(BaseLogger):
         mean, std = float(stats["mean"]), float(stats["std"])
         updates = self.policy.num_updates
         self._scalars({"eval/return_mean": mean, "eval/return_std": std}, updates)
-        if self.rows and self.rows[-1][1] == updates:
-            return  # the first test after resuming repeats the last one before
+        repeated = bool(self.rows) and self.rows[-1][1] == updates
+        if repeated or updates % self.update_per_epoch:
+            return  # the test before a resumed run goes on, where it repeats or is inside an epoch
         self.rows.append(
             [
                 updates // self.update_per_epoch,

@@ -1,7 +1,8 @@
 """The methods, one file each, and the registry that lists them."""
 
-from tianshou_ext.policy.base import OfflinePolicy, PolicyConfig
+from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.bc import BCConfig, BCPolicy
+from tianshou_ext.policy.config import PolicyConfig
 from tianshou_ext.policy.discrete_bcq import DiscreteBCQConfig, DiscreteBCQPolicy
 from tianshou_ext.policy.discrete_cql import DiscreteCQLConfig, DiscreteCQLPolicy
 from tianshou_ext.policy.discrete_crr import DiscreteCRRConfig, DiscreteCRRPolicy

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, Self, TypeVar, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,74 +19,13 @@ from tianshou.data import Batch
 from tianshou.utils.torch_utils import torch_train_mode
 from torch import Tensor, nn
 
-from tianshou_ext.data.normalize import ObsNorm, ObsNormalizer
+from tianshou_ext.data.normalize import ObsNormalizer
 from tianshou_ext.data.replay import Replay, Transitions, sample_growing
 from tianshou_ext.errors import InputError
+from tianshou_ext.policy.checks import check_data, check_spaces
+from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.registry import method_actions
 from tianshou_ext.tianshou_api import BasePolicy, ReplayBuffer, TrainingStats, as_optimizer
-
-TIANSHOU_NAMES = {
-    "discount_factor": "gamma",
-    "estimation_step": "n_step",
-    "n_step_return_horizon": "n_step",
-}
-"""Tianshou's names of hyperparameters that have one name here."""
-
-TConfig = TypeVar("TConfig", bound="PolicyConfig")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """Hyperparameters that every method has; methods add theirs."""
-
-    gamma: float = 0.99
-    """Discount factor, in [0, 1]."""
-    n_step: int = 1
-    """Rewards summed before bootstrapping, at least 1."""
-    lr: float = 1e-4
-    """Adam's learning rate."""
-    hidden_sizes: tuple[int, ...] = (512,)
-    """Widths of the fully connected layers (after the convolutions for frames)."""
-    obs_norm: ObsNorm = "standard"
-    """``standard``: by the data's mean (and std for vectors); ``255``: divide by 255; ``none``."""
-
-    def __post_init__(self) -> None:
-        self.validate()
-
-    def validate(self) -> None:
-        """Check ranges.
-
-        :raises InputError: if a value is outside its range.
-        """
-        self.check(0.0 <= self.gamma <= 1.0, "gamma", "in [0, 1]")
-        self.check(self.n_step >= 1, "n_step", "at least 1")
-        self.check(self.lr > 0.0, "lr", "above 0")
-        kinds = get_args(ObsNorm)
-        self.check(self.obs_norm in kinds, "obs_norm", f"one of {', '.join(kinds)}")
-
-    def check(self, holds: bool, name: str, expected: str) -> None:
-        """Raise ``InputError`` unless ``holds``."""
-        if not holds:
-            raise InputError(f"expected {name} {expected}, got {getattr(self, name)}; change it")
-
-
-def make_config(
-    config_class: type[TConfig], config: TConfig | None, options: Mapping[str, Any]
-) -> TConfig:
-    """Return ``config`` with ``options`` laid over it, by our names or by Tianshou's.
-
-    :raises InputError: if an option is no field of the config.
-    """
-    named = {TIANSHOU_NAMES.get(key, key): value for key, value in options.items()}
-    known = {f.name for f in fields(config_class)}
-    unknown = sorted(set(named) - known)
-    if unknown:
-        raise InputError(
-            f"expected options of {config_class.__name__} ({', '.join(sorted(known))}), "
-            f"got {', '.join(unknown)}; rename or drop them"
-        )
-    base = asdict(config) if config is not None else {}
-    return config_class(**{**base, **named})
 
 
 @dataclass(kw_only=True)
@@ -399,58 +337,3 @@ def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
     """Copy what is no parameter, such as the running statistics of batch normalisation."""
     for old, new in zip(target.buffers(), source.buffers(), strict=True):
         old.copy_(new)
-
-
-def check_spaces(observation_space: Any, action_space: Any, actions: str) -> None:
-    """Check that the spaces are of a kind that a method can use.
-
-    :param actions: the method's: ``discrete``, ``continuous`` or ``both``.
-    :raises InputError: if observations are no Box, or actions not of the method's kind.
-    """
-    if not isinstance(observation_space, Box):
-        raise InputError(
-            f"expected a Box observation space, got {observation_space}; flatten it first, "
-            "for example with gymnasium.wrappers.FlattenObservation"
-        )
-    kinds = {"discrete": (Discrete,), "continuous": (Box,), "both": (Discrete, Box)}[actions]
-    if not isinstance(action_space, kinds):
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise InputError(
-            f"expected a {names} action space, got {action_space}; use another method or task"
-        )
-    if isinstance(action_space, Discrete) and action_space.start != 0:
-        raise InputError(
-            f"expected actions that count from 0, got {action_space}; "
-            "wrap the environment so that they do"
-        )
-
-
-def check_data(replay: Replay, observation_space: Any, action_space: Any) -> None:
-    """Check that a buffer's transitions are of the policy's spaces.
-
-    :raises InputError: if observations or actions are of another shape, or outside the space.
-    """
-    if observation_space is not None and replay.obs_shape != tuple(observation_space.shape):
-        raise InputError(
-            f"expected observations of shape {tuple(observation_space.shape)}, got "
-            f"{replay.obs_shape} in the buffer; use the data set of this task, or make the "
-            "environment with the data set's shape"
-        )
-    act = replay.act[replay.rows.to(replay.act.device)]
-    if isinstance(action_space, Discrete):
-        low, high = int(act.min()), int(act.max())
-        if act.ndim != 1 or act.dtype != torch.int64:
-            raise InputError(
-                f"expected one whole-numbered action a step, got shape {tuple(act.shape)} and "
-                f"{act.dtype}; use a data set with discrete actions"
-            )
-        if low < 0 or high >= int(action_space.n):
-            raise InputError(
-                f"expected actions from 0 to {int(action_space.n) - 1}, got {low} to {high} in "
-                "the buffer; use the data set of this task"
-            )
-    elif tuple(act.shape[1:]) != tuple(action_space.shape):
-        raise InputError(
-            f"expected actions of shape {tuple(action_space.shape)}, got {tuple(act.shape[1:])} "
-            "in the buffer; use the data set of this task"
-        )

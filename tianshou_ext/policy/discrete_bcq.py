@@ -27,7 +27,8 @@ from torch.nn import functional
 from tianshou_ext.data.normalize import ObsNormalizer
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.nn.nets import MultiHeadNet, make_adam
-from tianshou_ext.policy.base import OfflinePolicy, PolicyConfig, make_config
+from tianshou_ext.policy.base import OfflinePolicy
+from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.registry import register
 
 

@@ -32,7 +32,8 @@ from tianshou_ext.data.normalize import ObsNormalizer
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.losses import conservative_loss
 from tianshou_ext.nn.nets import MultiHeadNet, make_adam
-from tianshou_ext.policy.base import OfflinePolicy, PolicyConfig, make_config
+from tianshou_ext.policy.base import OfflinePolicy
+from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.registry import register
 
 

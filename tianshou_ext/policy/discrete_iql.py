@@ -29,7 +29,8 @@ from tianshou_ext.data.normalize import ObsNormalizer
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.losses import expectile_loss
 from tianshou_ext.nn.nets import EnsembleNet, Net, make_adam
-from tianshou_ext.policy.base import OfflinePolicy, PolicyConfig, make_config
+from tianshou_ext.policy.base import OfflinePolicy
+from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.registry import register
 
 MAX_WEIGHT = 100.0

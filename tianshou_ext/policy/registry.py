@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from tianshou_ext.errors import InputError
 
 if TYPE_CHECKING:
-    from tianshou_ext.policy.base import OfflinePolicy, PolicyConfig
+    from tianshou_ext.policy.base import OfflinePolicy
+    from tianshou_ext.policy.config import PolicyConfig
 
 TPolicy = TypeVar("TPolicy", bound="type[OfflinePolicy]")
 

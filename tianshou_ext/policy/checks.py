@@ -1,0 +1,74 @@
+"""Whether a data set and its spaces suit a method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from tianshou_ext.data.replay import Replay
+from tianshou_ext.errors import InputError
+
+BOUND_SLACK = 1e-3  # of actions beyond [-1, 1] by rounding
+
+
+def check_spaces(observation_space: Any, action_space: Any, actions: str) -> None:
+    """Check that the spaces are of a kind that a method can use.
+
+    :param actions: the method's: ``discrete``, ``continuous`` or ``both``.
+    :raises InputError: if observations are no Box, or actions not of the method's kind.
+    """
+    if not isinstance(observation_space, Box):
+        raise InputError(
+            f"expected a Box observation space, got {observation_space}; flatten it first, "
+            "for example with gymnasium.wrappers.FlattenObservation"
+        )
+    kinds = {"discrete": (Discrete,), "continuous": (Box,), "both": (Discrete, Box)}[actions]
+    if not isinstance(action_space, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(
+            f"expected a {names} action space, got {action_space}; use another method or task"
+        )
+    if isinstance(action_space, Discrete) and action_space.start != 0:
+        raise InputError(
+            f"expected actions that count from 0, got {action_space}; "
+            "wrap the environment so that they do"
+        )
+
+
+def check_data(replay: Replay, observation_space: Any, action_space: Any) -> None:
+    """Check that a buffer's transitions are of the policy's spaces.
+
+    :raises InputError: if observations or actions are of another shape, or outside the space.
+    """
+    if observation_space is not None and replay.obs_shape != tuple(observation_space.shape):
+        raise InputError(
+            f"expected observations of shape {tuple(observation_space.shape)}, got "
+            f"{replay.obs_shape} in the buffer; use the data set of this task, or make the "
+            "environment with the data set's shape"
+        )
+    act = replay.act[replay.rows.to(replay.act.device)]
+    if isinstance(action_space, Discrete):
+        low, high = int(act.min()), int(act.max())
+        if act.ndim != 1 or act.dtype != torch.int64:
+            raise InputError(
+                f"expected one whole-numbered action a step, got shape {tuple(act.shape)} and "
+                f"{act.dtype}; use a data set with discrete actions"
+            )
+        if low < 0 or high >= int(action_space.n):
+            raise InputError(
+                f"expected actions from 0 to {int(action_space.n) - 1}, got {low} to {high} in "
+                "the buffer; use the data set of this task"
+            )
+    elif tuple(act.shape[1:]) != tuple(action_space.shape):
+        raise InputError(
+            f"expected actions of shape {tuple(action_space.shape)}, got {tuple(act.shape[1:])} "
+            "in the buffer; use the data set of this task"
+        )
+    elif float(act.abs().max()) > 1.0 + BOUND_SLACK:
+        raise InputError(
+            "expected actions in [-1, 1], as Tianshou's buffers hold them before map_action scales "
+            f"them to the space, got {float(act.min()):g} to {float(act.max()):g} in the buffer; "
+            "scale them to that range"
+        )

@@ -1,0 +1,73 @@
+"""Hyperparameters: what every method has, under our names and Tianshou's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, get_args
+
+from tianshou_ext.data.normalize import ObsNorm
+from tianshou_ext.errors import InputError
+
+TIANSHOU_NAMES = {
+    "discount_factor": "gamma",
+    "estimation_step": "n_step",
+    "n_step_return_horizon": "n_step",
+}
+"""Tianshou's names of hyperparameters that have one name here."""
+
+TConfig = TypeVar("TConfig", bound="PolicyConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Hyperparameters that every method has; methods add theirs."""
+
+    gamma: float = 0.99
+    """Discount factor, in [0, 1]."""
+    n_step: int = 1
+    """Rewards summed before bootstrapping, at least 1."""
+    lr: float = 1e-4
+    """Adam's learning rate."""
+    hidden_sizes: tuple[int, ...] = (512,)
+    """Widths of the fully connected layers (after the convolutions for frames)."""
+    obs_norm: ObsNorm = "standard"
+    """``standard``: by the data's mean (and std for vectors); ``255``: divide by 255; ``none``."""
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Check ranges.
+
+        :raises InputError: if a value is outside its range.
+        """
+        self.check(0.0 <= self.gamma <= 1.0, "gamma", "in [0, 1]")
+        self.check(self.n_step >= 1, "n_step", "at least 1")
+        self.check(self.lr > 0.0, "lr", "above 0")
+        kinds = get_args(ObsNorm)
+        self.check(self.obs_norm in kinds, "obs_norm", f"one of {', '.join(kinds)}")
+
+    def check(self, holds: bool, name: str, expected: str) -> None:
+        """Raise ``InputError`` unless ``holds``."""
+        if not holds:
+            raise InputError(f"expected {name} {expected}, got {getattr(self, name)}; change it")
+
+
+def make_config(
+    config_class: type[TConfig], config: TConfig | None, options: Mapping[str, Any]
+) -> TConfig:
+    """Return ``config`` with ``options`` laid over it, by our names or by Tianshou's.
+
+    :raises InputError: if an option is no field of the config.
+    """
+    named = {TIANSHOU_NAMES.get(key, key): value for key, value in options.items()}
+    known = {f.name for f in fields(config_class)}
+    unknown = sorted(set(named) - known)
+    if unknown:
+        raise InputError(
+            f"expected options of {config_class.__name__} ({', '.join(sorted(known))}), "
+            f"got {', '.join(unknown)}; rename or drop them"
+        )
+    base = asdict(config) if config is not None else {}
+    return config_class(**{**base, **named})
