@@ -19,6 +19,7 @@ from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
 from tianshou_ext.envs.atari_players import make_player
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy import OfflinePolicy, get_method
+from tianshou_ext.schedules import LinearDecay
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer
 from tianshou_ext.trainer import offline_trainer
 
@@ -81,6 +82,8 @@ class OfflineArgs(AtariArgs):
     """The file has RL Unplugged's keys (observations, actions, ...), as Tianshou converts them."""
     eps: float = 0.2
     """Share of random actions mixed into the scripted player's."""
+    lr_decay: bool = False
+    """Take the learning rate to 0 over all epochs, in a straight line."""
 
 
 MAX_SMOKE_FRAMES = 400
@@ -184,6 +187,9 @@ def train(args: OfflineArgs, algorithm: str, method: str) -> list[dict[str, floa
     if args.watch:
         watch(policy, args, folder)
         return []
+    if args.lr_decay:
+        num_steps = args.epoch * args.update_per_epoch
+        policy.lr_scheduler = LinearDecay(policy.optimizers.values(), num_steps)
     buffer = get_buffer(args)
     test_envs = make_atari_venv(
         args.task, args.test_num, seed=args.seed, frame_stack=args.frames_stack, **limit

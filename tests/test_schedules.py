@@ -1,0 +1,48 @@
+"""The learning rate goes to 0 in a straight line, also through an interruption."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tianshou_ext.errors import InputError
+from tianshou_ext.schedules import LinearDecay
+
+
+def optimizers() -> list[torch.optim.Optimizer]:
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [{"params": weights[:1], "lr": 0.4}, {"params": weights[1:2], "lr": 0.8}]
+    return [torch.optim.SGD(groups), torch.optim.Adam(weights[2:], lr=1.0)]
+
+
+def rates(optims: list[torch.optim.Optimizer]) -> list[float]:
+    return [group["lr"] for optim in optims for group in optim.param_groups]
+
+
+def test_every_rate_falls_in_a_line_to_zero_and_stays_there():
+    optims = optimizers()
+    schedule = LinearDecay(optims, 4)
+    seen = [rates(optims)]
+    for _ in range(5):
+        schedule.step()
+        seen.append(rates(optims))
+    for row, left in zip(seen, (1, 0.75, 0.5, 0.25, 0, 0), strict=True):
+        assert row == pytest.approx([0.4 * left, 0.8 * left, left])
+
+
+def test_a_restored_schedule_goes_on_where_it_was():
+    optims = optimizers()
+    schedule = LinearDecay(optims, 4)
+    schedule.step()
+    others = optimizers()
+    restored = LinearDecay(others, 4)
+    for old, new in zip(optims, others, strict=True):
+        new.load_state_dict(old.state_dict())  # brings the lowered rates
+    restored.load_state_dict(schedule.state_dict())
+    restored.step()
+    assert rates(others) == pytest.approx([0.2, 0.4, 0.5])
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(InputError, match="at least one step"):
+        LinearDecay(optimizers(), 0)

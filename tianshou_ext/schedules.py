@@ -1,0 +1,47 @@
+"""Learning-rate schedules over all optimizers of a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from tianshou_ext.errors import InputError
+
+
+class LinearDecay:
+    """Take the learning rates from what they are now to 0 in a straight line.
+
+    Give it to a policy as ``policy.lr_scheduler``, before a checkpoint is loaded. Resumed with more
+    steps than it was made for, it goes on along the new line.
+
+    :param optimizers: whose learning rates to change.
+    :param num_steps: gradient steps until they are 0.
+    :raises InputError: if that is less than 1.
+    """
+
+    def __init__(self, optimizers: Iterable[torch.optim.Optimizer], num_steps: int) -> None:
+        if num_steps < 1:
+            raise InputError(f"expected at least one step of decay, got {num_steps}")
+        self.num_steps = num_steps
+        self.steps_done = 0
+        self._optimizers = list(optimizers)
+        self._rates = [[float(g["lr"]) for g in optim.param_groups] for optim in self._optimizers]
+
+    def step(self) -> None:
+        """Count a gradient step."""
+        self.steps_done += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"steps_done": self.steps_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.steps_done = int(state["steps_done"])
+        self._apply()
+
+    def _apply(self) -> None:
+        left = max(0.0, 1.0 - self.steps_done / self.num_steps)
+        for optim, rates in zip(self._optimizers, self._rates, strict=True):
+            for group, rate in zip(optim.param_groups, rates, strict=True):
+                group["lr"] = rate * left
