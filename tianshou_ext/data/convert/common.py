@@ -232,12 +232,13 @@ def write_blocks(
     :param blocks: in the order of the file; a ``Fault`` in the place of a block that could not
         be read.
     :param size: rows at most; exact if it can be, else the file is copied once at the end.
-    :param notes: known defects and repairs, kept in the report and the provenance.
+    :param notes: known defects and repairs, kept in the report and the provenance; a list may
+        still grow while the blocks are read, and so may ``provenance``.
     :raises InputError: if there is a fault and ``on_error`` is stop, or no row is left.
     :raises OSError: if the disk has no room.
     """
     start = time.monotonic()
-    report = Report(source, Path(dst), notes=list(notes))
+    report = Report(source, Path(dst))
     if size == 0:
         raise InputError(f"expected transitions to convert to {dst}, got none")
     writer = BufferWriter(
@@ -288,6 +289,7 @@ def write_blocks(
                 f"expected sound records to convert to {dst}, got none; the first fault is "
                 f"{report.faults[0] if report.faults else 'that the source is empty'}"
             )
+        report.notes += notes
         if both_flags:
             report.notes.append(
                 f"{both_flags} rows are both terminated and truncated, kept so: a target does not "

@@ -1,0 +1,205 @@
+"""Speed and memory of the converters, on made-up logs in the real formats.
+
+Every conversion runs in a process of its own; what counts is rows per second, start to end (the
+first look, decoding, writing; not imports and compilation), and the peak of resident memory. Where
+TensorFlow can be imported, ``rlu`` also times the way of Tianshou's published script: eager
+TensorFlow, record by record, then gzip level 4.
+
+    python benchmarks/convert.py rlu --games MsPacman Pong --rows 5000
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from tianshou_ext.cli import launch
+from tianshou_ext.data.convert.tfrecord import crc32c, masked
+
+WORKER = """
+import json, resource, sys, time
+from tianshou_ext.cli import COMMANDS, _load
+name, warm, src, dst, options = sys.argv[1:]
+convert = _load(COMMANDS["convert"][name])
+convert(warm, dst + ".warm", progress=False)  # loads compiled code
+cpu, start = time.process_time(), time.perf_counter()
+report = convert(src, dst, progress=False, **json.loads(options))
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+peak = [resource.getrusage(who).ru_maxrss / 1e3 for who in
+        (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(json.dumps({"rows": report.rows, "seconds": seconds, "cpu": cpu, "mb": peak}))
+"""
+# The way of examples/offline/convert_rl_unplugged_atari.py: each record parsed and decoded by
+# eager calls, all rows kept in memory, then written with gzip level 4.
+TENSORFLOW = """
+import json, resource, sys, time
+import h5py, numpy as np, tensorflow as tf
+src, dst = sys.argv[1:]
+scalar = lambda kind: tf.io.FixedLenFeature([], kind)
+images = tf.io.FixedLenFeature([4], tf.string)
+spec = {"o_t": images, "o_tp1": images, "a_t": scalar(tf.int64), "a_tp1": scalar(tf.int64),
+        "r_t": scalar(tf.float32), "d_t": scalar(tf.float32), "episode_id": scalar(tf.int64),
+        "episode_return": scalar(tf.float32)}
+def decode(pngs):
+    return tf.squeeze(tf.stack([tf.image.decode_png(pngs[k], channels=1) for k in range(4)]))
+cpu, start = time.process_time(), time.perf_counter()
+columns = {key: [] for key in ("observations", "actions", "rewards", "terminals",
+                               "next_observations")}
+for record in tf.data.TFRecordDataset(src, compression_type="GZIP"):
+    data = tf.io.parse_single_example(record, spec)
+    row = (decode(data["o_t"]), tf.cast(data["a_t"], tf.int32), data["r_t"], 1 - data["d_t"],
+           decode(data["o_tp1"]))
+    for values, value in zip(columns.values(), row):
+        values.append(value.numpy())
+with h5py.File(dst, "w") as file:
+    for key, values in columns.items():
+        file.create_dataset(key, data=np.stack(values), compression="gzip", compression_opts=4)
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+peak = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 0]
+print(json.dumps({"rows": len(values), "seconds": seconds, "cpu": cpu, "mb": peak}))
+"""
+
+
+@dataclass
+class Args:
+    """Measure the converters."""
+
+    measure: tyro.conf.Positional[tuple[Literal["rlu"], ...]] = ("rlu",)
+    """What to measure."""
+    rows: int = 5_000
+    """Rows of a made-up log."""
+    games: tuple[str, ...] = ("MsPacman",)
+    """Atari games whose frames (of random play) fill it."""
+    jobs: tuple[int, ...] = (1, 2)
+    """Numbers of processes to try."""
+    folder: Path = Path("/tmp")
+    """Where the files go, and are removed from; 35 kB a row."""
+
+
+def run(label: str, worker: str, *args: object) -> None:
+    """Run a worker in a new process and print what it measured."""
+    command = [sys.executable, "-c", worker, *map(str, args)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    got = json.loads(out.splitlines()[-1])
+    own, children = got["mb"]
+    print(
+        f"{label:32} {got['rows'] / got['seconds']:8,.0f} rows/s"
+        f" {got['rows'] / got['cpu']:8,.0f} rows per second of the main process's CPU time"
+        f" {own:6,.0f} MB peak" + (f", {children:,.0f} MB the largest child" if children else ""),
+        flush=True,
+    )
+
+
+def rlu(args: Args, folder: Path) -> None:
+    """Measure a shard of RL Unplugged's Atari transitions, from PNGs to a buffer."""
+    for game in args.games:
+        shard, small = folder / "run_1-00000-of-00100", folder / "run_1-00001-of-00100"
+        examples = list(transitions(game, args.rows))
+        write_shard(shard, [examples[k] for k in np.random.default_rng(0).permutation(args.rows)])
+        write_shard(small, examples[:10])
+        size = sum(len(image) for example in examples for image in example["o_t"])
+        print(f"{game}: {args.rows} records, {size / 4 / args.rows:.0f} bytes a PNG")
+        for jobs in args.jobs:
+            options = json.dumps({"jobs": jobs})
+            run(f"ours, {jobs} job(s)", WORKER, "rlu-atari", small, shard, folder / "b", options)
+        options = json.dumps({"compression": "gzip"})
+        run("ours, 1 job, gzip", WORKER, "rlu-atari", small, shard, folder / "b", options)
+        if importlib.util.find_spec("tensorflow"):
+            run("eager TensorFlow, gzip 4", TENSORFLOW, shard, folder / "b")
+        else:
+            print("eager TensorFlow: not installed")
+
+
+def transitions(game: str, count: int) -> Iterator[dict[str, list[bytes | int | float]]]:
+    """Play at random and yield records as RL Unplugged's, in order."""
+    from PIL import Image
+
+    from tianshou_ext.envs.atari import AtariEnv
+
+    def png(frame: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(frame).save(file, "PNG")
+        return file.getvalue()
+
+    env = AtariEnv(f"ALE/{game}-v5", seed=0)
+    env.action_space.seed(0)
+    episode, obs = 0, env.reset()[0]
+    images = [png(frame) for frame in obs]
+    for _ in range(count):
+        action = int(env.action_space.sample())
+        obs, reward, terminated, truncated, _ = env.step(action)
+        images_next = [*images[1:], png(obs[-1])]
+        yield {
+            "o_t": list(images),
+            "o_tp1": list(images_next),
+            "a_t": [action],
+            "a_tp1": [0],
+            "r_t": [float(reward)],
+            "d_t": [float(not terminated)],
+            "episode_id": [episode],
+            "episode_return": [0.0],
+        }
+        images = images_next
+        if terminated or truncated:
+            episode, obs = episode + 1, env.reset()[0]
+            images = [png(frame) for frame in obs]
+
+
+def write_shard(path: Path, examples: list[dict[str, list[bytes | int | float]]]) -> None:
+    """Write a gzip TFRecord of ``tf.train.Example``, as TensorFlow does."""
+
+    def varint(value: int) -> bytes:
+        out = b""
+        while value > 127:
+            out, value = out + bytes([value & 127 | 128]), value >> 7
+        return out + bytes([value])
+
+    def field(number: int, data: bytes) -> bytes:
+        return bytes([number << 3 | 2]) + varint(len(data)) + data
+
+    def feature(values: list[bytes | int | float]) -> bytes:
+        first = values[0]
+        if isinstance(first, bytes):
+            return field(1, b"".join(field(1, value) for value in values))
+        if isinstance(first, float):
+            return field(2, field(1, struct.pack(f"<{len(values)}f", *values)))
+        return field(3, field(1, b"".join(varint(value) for value in values)))
+
+    with gzip.open(path, "wb", 6) as file:
+        for example in examples:
+            entries = [field(1, k.encode()) + field(2, feature(v)) for k, v in example.items()]
+            record = field(1, b"".join(field(1, entry) for entry in entries))
+            length = struct.pack("<Q", len(record))
+            crcs = [struct.pack("<I", masked(crc32c(part))) for part in (length, record)]
+            file.write(length + crcs[0] + record + crcs[1])
+
+
+MEASUREMENTS: dict[str, Callable[[Args, Path], None]] = {"rlu": rlu}
+
+
+def main(args: Args) -> None:
+    """Measure what was asked for, each in a folder of its own."""
+    for name in args.measure:
+        folder = Path(tempfile.mkdtemp(prefix="convert-", dir=args.folder))
+        try:
+            MEASUREMENTS[name](args, folder)
+        finally:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    launch(main, Args)

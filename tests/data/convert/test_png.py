@@ -1,0 +1,172 @@
+"""Small grey PNGs: right pixels, and no damage that goes unnoticed."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_rlu import chunk, mutate, png
+
+from tianshou_ext.data.convert.png import PngError, decode_grey, decode_greys
+from tianshou_ext.data.convert.tfrecord import parse_example, read_records
+
+SAMPLES = Path(__file__).parents[3].parent / "shared/data/formats"
+RNG = np.random.default_rng(0)
+CASES = int(os.environ.get("TIANSHOU_EXT_FUZZ", "2000"))
+SMOOTH = (np.add.outer(np.arange(84) ** 2, np.arange(84) * 3) % 256).astype(np.uint8)
+NOISE = RNG.integers(0, 256, (84, 84), np.uint8)
+MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def decoded(data: bytes, height: int = 84, width: int = 84) -> np.ndarray:
+    out = np.empty((height, width), np.uint8)
+    decode_grey(data, out)
+    return out
+
+
+@pytest.mark.parametrize("filters", [0, 1, 2, 3, 4, np.arange(84) % 5, np.arange(84)[::-1] % 5])
+@pytest.mark.parametrize("frame", [NOISE, SMOOTH, NOISE // 255 * 255], ids=["noise", "smooth", "2"])
+def test_all_filters(frame: np.ndarray, filters):
+    assert np.array_equal(decoded(png(frame, filters=filters)), frame)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 84), (100, 3)])
+def test_all_sizes(shape: tuple[int, int]):
+    frame = RNG.integers(0, 256, shape, np.uint8)
+    for filters in range(5):
+        assert np.array_equal(decoded(png(frame, filters=filters), *shape), frame)
+
+
+def test_many_at_once_into_a_view():
+    frames = RNG.integers(0, 256, (10, 84, 84), np.uint8)
+    out = np.zeros((10, 2, 84, 84), np.uint8)
+    decode_greys([png(frame, filters=4) for frame in frames], out[:, 1])
+    assert np.array_equal(out[:, 1], frames) and not out[:, 0].any()
+
+
+def test_as_another_decoder():
+    cv2 = pytest.importorskip("cv2")
+    image = pytest.importorskip("PIL.Image")
+    walk = np.cumsum(RNG.integers(-3, 4, (50, 84, 84)), 2).astype(np.uint8)
+    for frame in (*walk, SMOOTH, NOISE):
+        file = io.BytesIO()
+        image.fromarray(frame).save(file, "PNG")
+        assert np.array_equal(decoded(file.getvalue()), frame)
+        data = cv2.imencode(".png", frame)[1].tobytes()
+        assert np.array_equal(decoded(data), frame)
+
+
+@pytest.mark.skipif(not SAMPLES.exists(), reason="needs the sample files")
+def test_pngs_of_tensorflow():
+    cv2 = pytest.importorskip("cv2")
+    for record in read_records(SAMPLES / "rlu_atari/Asterix/run_1-00000-of-00100"):
+        for data in parse_example(record)["o_t"]:
+            theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            assert np.array_equal(decoded(data), theirs)
+
+
+def test_parts_that_may_be_ignored():
+    data = png(SMOOTH)
+    head, tail = data[:33], data[33:]
+    assert np.array_equal(decoded(head + chunk(b"tEXt", b"hello") + tail + b"after"), SMOOTH)
+    contents = zlib.decompress(tail[8:-16])
+    zipped = zlib.compress(contents, 0)
+    parts = [chunk(b"IDAT", zipped[k : k + 100]) for k in range(0, len(zipped), 100)]
+    many = head + b"".join([*parts, chunk(b"IDAT", b""), chunk(b"IEND", b"")])
+    assert np.array_equal(decoded(many), SMOOTH)
+
+
+def with_contents(contents: bytes) -> bytes:
+    return png(SMOOTH)[:33] + chunk(b"IDAT", contents) + chunk(b"IEND", b"")
+
+
+ROWS = bytes(84 * 85)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no PNG"),
+        (b"\xff\xd8\xff\xe0 JPEG", "no PNG"),
+        (MAGIC, "cut off"),
+        (png(SMOOTH)[:-1], "cut off"),
+        (png(SMOOTH)[:-12], "cut off"),
+        (png(SMOOTH)[:500], "cut off"),
+        (png(SMOOTH, colour=2), "RGB where grey is expected"),
+        (png(SMOOTH, colour=3), "palette where grey is expected"),
+        (png(SMOOTH, colour=4), "grey with alpha where grey is expected"),
+        (png(SMOOTH, colour=6), "RGBA where grey is expected"),
+        (png(SMOOTH, colour=9), "unknown colours"),
+        (png(SMOOTH, depth=16), "16 bits where 8 are expected"),
+        (png(SMOOTH, depth=1), "1 bits"),
+        (png(SMOOTH, interlace=1), "interlaced"),
+        (png(SMOOTH[:, :83]), "84x83 where 84x84"),
+        (png(SMOOTH, filters=5), "row filter"),
+        (MAGIC + png(SMOOTH)[33:], "one header"),
+        (png(SMOOTH)[:33] + png(SMOOTH)[8:], "one header"),
+        (MAGIC + chunk(b"IHDR", b"abc") + png(SMOOTH)[33:], "header of another length"),
+        (png(SMOOTH)[:33] + chunk(b"PLTE", b"abc") + png(SMOOTH)[33:], "the part 'PLTE'"),
+        (png(SMOOTH)[:60] + b"\0\0" + png(SMOOTH)[62:], "wrong checksum"),
+        (png(SMOOTH)[:29] + bytes(4) + png(SMOOTH)[33:], "wrong checksum"),
+        (with_contents(b""), "not 7140 bytes"),
+        (with_contents(b"abc"), "damaged contents"),
+        (with_contents(zlib.compress(ROWS)[:-1]), "not 7140 bytes"),
+        (with_contents(zlib.compress(ROWS)[:-4] + b"abcd"), "damaged contents"),
+        (with_contents(zlib.compress(ROWS[:-1])), "not 7140 bytes"),
+        (with_contents(zlib.compress(ROWS + b"\0")), "not 7140 bytes"),
+    ],
+)
+def test_other_and_damaged_pngs_are_refused(data: bytes, reason: str):
+    with pytest.raises(PngError, match=reason) as caught:
+        decoded(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_is_not_inflated():
+    bomb = with_contents(zlib.compress(bytes(1 << 28), 9))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PngError, match="not 7140 bytes"):
+        decoded(bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+    huge = MAGIC + chunk(b"IHDR", b"\x7f\xff\xff\xff" * 2 + b"\x08\0\0\0\0") + png(SMOOTH)[33:]
+    with pytest.raises(PngError, match="2147483647x2147483647 where 84x84"):
+        decoded(huge)
+
+
+def test_no_damage_does_worse_than_an_error():
+    """Damaged PNGs raise a PngError or nothing, soon, in little memory.
+
+    TIANSHOU_EXT_FUZZ=100000 runs more cases.
+    """
+    rng = np.random.default_rng(2)
+    whole = [png(SMOOTH, filters=np.arange(84) % 5), png(NOISE), png(NOISE // 128, filters=4)]
+    contents = [data[41:-16] for data in whole]
+    out = np.empty((84, 84), np.uint8)
+    decode_grey(whole[0], out)  # loads the compiled code
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    longest, refused = 0.0, 0
+    for case in range(CASES):
+        which = case // 3 % 3
+        match case % 3:
+            case 0:
+                data = mutate(rng, whole[which])
+            case 1:  # with right checksums of the parts
+                data = with_contents(mutate(rng, contents[which]))
+            case _:
+                rows = mutate(rng, zlib.decompress(contents[which]))
+                data = with_contents(zlib.compress(rows, 1))
+        start = time.perf_counter()
+        try:
+            decode_grey(data, out)
+        except PngError:
+            refused += 1
+        longest = max(longest, time.perf_counter() - start)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    print(f"{CASES} cases, {refused} refused, longest {longest:.2f} s, {grown:.0f} MB more")
+    assert refused > CASES / 3 and longest < 5 and grown < 100

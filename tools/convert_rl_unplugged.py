@@ -1,0 +1,178 @@
+"""Fetch shards of RL Unplugged's Atari transitions and convert them to Tianshou buffers.
+
+    python tools/convert_rl_unplugged.py --task Breakout --run-id 1 --shard-id 0-9
+
+Shards that are there are not fetched, buffers that are there are not made again. The buffers open
+with ``load_buffer`` or Tianshou's ``ReplayBuffer.load_hdf5``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tianshou_ext.cli import launch
+from tianshou_ext.data.convert.common import OnError, Report
+from tianshou_ext.data.convert.rlu_atari import Reader, convert
+from tianshou_ext.data.writer import Compression
+from tianshou_ext.errors import InputError
+
+HOME = "~/.rl_unplugged"
+READ_BYTES = 1 << 20
+TIMEOUT = 60  # seconds without a byte
+
+
+def _folder(variable: str, name: str) -> Path:
+    return Path(os.environ.get(variable, f"{HOME}/{name}"))
+
+
+@dataclass
+class Args:
+    """Fetch shards of RL Unplugged's Atari transitions and convert them to Tianshou buffers."""
+
+    task: str
+    """The game, as the bucket spells it: Breakout, MsPacman."""
+    run_id: int = 1
+    """Training run, 1 to 5."""
+    shard_id: str = "0"
+    """Shards, 0 to 99: 1, or 0-9, or 0,3,5-7. One has about 500,000 transitions."""
+    total_num_shards: int = 100
+    """Shards a run has."""
+    dataset_dir: Path = field(default_factory=lambda: _folder("RLU_DATASET_DIR", "datasets"))
+    """Where the shards are, or are fetched to."""
+    buffer_dir: Path = field(default_factory=lambda: _folder("RLU_BUFFER_DIR", "buffers"))
+    """Where the buffers go."""
+    jobs: int = 1
+    """Processes that decode."""
+    reader: Reader = "own"
+    """tensorflow reads and decodes with TensorFlow instead, slowly, to compare."""
+    compression: Compression = "none"
+    """none can be mapped instead of read (18 GB a shard); gzip, zstd save disk."""
+    clip_rewards: bool = False
+    """Clip rewards to [-1, 1]."""
+    fraction: float = 1.0
+    """Share of the transitions to keep, 0 to 1."""
+    on_error: OnError = "stop"
+    """skip leaves out faulty records and names them."""
+    progress: bool = True
+    """Show progress bars."""
+    url: str = "https://storage.googleapis.com/rl_unplugged/atari"
+    """Where the shards are fetched from."""
+
+
+def shard_ids(text: str, total: int) -> list[int]:
+    """Return the shards that ``0,3,5-7`` names, each once.
+
+    :raises InputError: if it is written otherwise, or names one that is not below ``total``.
+    """
+    ids: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < total:
+            raise InputError(
+                f"expected --shard-id like 1, 0-9 or 0,3,5-7, with numbers below {total}, got "
+                f"{text!r}"
+            )
+        ids += range(first, last + 1)
+    return list(dict.fromkeys(ids))
+
+
+def fetch(url: str, path: Path, *, progress: bool = True) -> None:
+    """Fetch ``url`` to ``path``, which appears when complete; go on where an earlier call stopped.
+
+    :raises InputError: if it cannot be fetched, or is shorter than announced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    start = partial.stat().st_size if partial.exists() else 0
+    # Without this header Google's storage may unpack a file, then of unknown length.
+    headers = {"Accept-Encoding": "gzip"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
+        ) as answer:
+            sent = answer.headers.get("Content-Range", "")
+            if answer.status != 206 or not sent.startswith(f"bytes {start}-"):
+                start = 0  # the whole file comes
+            length = int(answer.headers.get("Content-Length", -1))
+            with (
+                partial.open("ab" if start else "wb") as file,
+                tqdm(
+                    desc=path.name,
+                    total=start + length,
+                    initial=start,
+                    unit="B",
+                    unit_scale=True,
+                    disable=not progress,
+                ) as bar,
+            ):
+                while data := answer.read(READ_BYTES):
+                    bar.update(file.write(data))
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{start}":
+            partial.replace(path)  # was complete
+            return
+        if error.code == 416:
+            partial.unlink()
+        raise InputError(
+            f"expected to fetch {url}, got HTTP {error.code} {error.reason}; check task, run and "
+            "shard, or run this again"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(
+            f"expected to fetch {url}, but that failed ({' '.join(str(error).split())}); run this "
+            "again to go on, or put the file at " + str(path)
+        ) from error
+    found = partial.stat().st_size
+    if length < 0 or found != start + length:
+        if length < 0 or found > start + length:
+            partial.unlink()
+        raise InputError(
+            f"expected {start + length} bytes from {url}, got {found}; run this again to go on"
+        )
+    partial.replace(path)
+
+
+def main(args: Args) -> list[Report]:
+    """Fetch and convert shard by shard; return the reports of the buffers that were made."""
+    if not (re.fullmatch(r"\w+", args.task) and 1 <= args.run_id <= 5):
+        raise InputError(
+            f"expected a --task like Breakout and a --run-id of 1 to 5, got {args.task!r} and "
+            f"{args.run_id}"
+        )
+    reports = []
+    for number in shard_ids(args.shard_id, args.total_num_shards):
+        name = f"run_{args.run_id}-{number:05d}-of-{args.total_num_shards:05d}"
+        shard = args.dataset_dir.expanduser() / args.task / name
+        buffer = args.buffer_dir.expanduser() / args.task / f"{name}.hdf5"
+        if buffer.exists():
+            print(f"{buffer}: there already, kept; remove it to have it made again")
+            continue
+        if not shard.exists():
+            fetch(f"{args.url}/{args.task}/{name}", shard, progress=args.progress)
+        report = convert(
+            shard,
+            buffer,
+            reader=args.reader,
+            fraction=args.fraction,
+            clip_rewards=args.clip_rewards,
+            compression=args.compression,
+            on_error=args.on_error,
+            jobs=args.jobs,
+            progress=args.progress,
+        )
+        print(report)
+        reports.append(report)
+    return reports
+
+
+if __name__ == "__main__":
+    launch(main, Args)
