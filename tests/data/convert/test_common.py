@@ -66,6 +66,8 @@ BAD = {
     "rewards in two dimensions": ({"rew": np.zeros((3, 2))}, r"shape \(3, 2\)"),
     "no end": ({"terminated": np.zeros(3, bool)}, "ends no episode"),
     "empty": (columns(0), "no rows"),
+    "another shape": ({"act": np.zeros((3, 2), int)}, "as in the first block"),
+    "another type": ({"act": np.zeros(3, np.float32)}, "as in the first block"),
 }
 
 

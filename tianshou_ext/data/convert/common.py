@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -200,7 +201,8 @@ def ordered_map(
     if jobs == 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    # A forked child of a process with threads (torch's, TensorFlow's) can hang.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("forkserver")) as pool:
         waiting: list[Future[TResult]] = []
         try:
             for item in items:
@@ -257,16 +259,20 @@ def write_blocks(
         unit_scale=True,
         disable=not settings.progress,
     )
+
+    def refuse(fault: Fault) -> None:
+        if settings.on_error == "stop":
+            raise InputError(
+                f"expected sound records, got a fault in {fault}; repair the source, or pass "
+                "--on-error skip to leave such records out"
+            )
+        report.faults.append(fault)
+
     with bar, writer:
         for block in blocks:
-            fault = block if isinstance(block, Fault) else _check(block)
+            fault = block if isinstance(block, Fault) else check_block(block)
             if fault is not None:
-                if settings.on_error == "stop":
-                    raise InputError(
-                        f"expected sound records, got a fault in {fault}; repair the source, or "
-                        "pass --on-error skip to leave such records out"
-                    )
-                report.faults.append(fault)
+                refuse(fault)
                 continue
             assert isinstance(block, Block)
             columns = block.columns
@@ -274,7 +280,11 @@ def write_blocks(
                 _announce(writer, columns, size, bar if settings.progress else None)
             if settings.clip_rewards:
                 columns["rew"] = np.clip(columns["rew"], -1, 1)
-            writer.append(**columns)
+            try:
+                writer.append(**columns)
+            except ValueError as error:  # of another shape or type than the first block
+                refuse(Fault(block.file, block.record, str(error)))
+                continue
             terminated, truncated = (
                 np.asarray(columns[k], bool) for k in ("terminated", "truncated")
             )
@@ -326,7 +336,7 @@ def _announce(writer: BufferWriter, columns: Mapping[str, Any], size: int, bar: 
         bar.write(f"{writer.path}: {size:,} rows, {needed / 1e6:,.1f} MB before compression")
 
 
-def _check(block: Block) -> Fault | None:
+def check_block(block: Block) -> Fault | None:
     """Return what would ruin training on a block, or None."""
     columns = block.columns
 
@@ -339,7 +349,7 @@ def _check(block: Block) -> Fault | None:
     if lengths["rew"] == 0:
         return fault("no rows")
     for key, values in columns.items():
-        for path, array in _leaves(key, values):
+        for path, array in leaves(key, values):
             if array.dtype.kind not in "biuf":
                 return fault(f"{path} holds {array.dtype}, not numbers")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -353,12 +363,12 @@ def _check(block: Block) -> Fault | None:
 
 
 def _length(values: Any) -> int:
-    return len(next(array for _, array in _leaves("", values)))
+    return len(next(array for _, array in leaves("", values)))
 
 
-def _leaves(path: str, values: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+def leaves(path: str, values: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     if isinstance(values, Mapping):
         for key, inner in values.items():
-            yield from _leaves(f"{path}/{key}", inner)
+            yield from leaves(f"{path}/{key}", inner)
     else:
         yield path, np.asarray(values)

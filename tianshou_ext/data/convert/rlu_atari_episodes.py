@@ -27,10 +27,10 @@ from tianshou_ext.data.convert.common import (
     Options,
     Report,
     Settings,
-    _check,
-    _leaves,
+    check_block,
     chosen_episodes,
     fingerprint,
+    leaves,
     ordered_map,
     write_blocks,
 )
@@ -313,7 +313,7 @@ def _convert(
         except InputError as error:
             results.append(Fault(file, name, _reason(error)))
             continue
-        results.append(_check(block) or block)
+        results.append(check_block(block) or block)
     return list(_merged(results)) if merge else results
 
 
@@ -342,7 +342,7 @@ def _of_one_layout(blocks: Iterable[Block | Fault]) -> Iterator[Block | Fault]:
             found = {
                 key: (array.shape[1:], array.dtype.name)
                 for name in ("obs", "act")
-                for key, array in _leaves(name, block.columns[name])
+                for key, array in leaves(name, block.columns[name])
             }
             first = first or found
             if found != first:
