@@ -39,8 +39,7 @@ convert(warm, dst + ".warm", progress=False)  # loads compiled code
 cpu, start = time.process_time(), time.perf_counter()
 report = convert(src, dst, progress=False, **json.loads(options))
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-peak = [resource.getrusage(who).ru_maxrss / 1e3 for who in
-        (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 print(json.dumps({"rows": report.rows, "seconds": seconds, "cpu": cpu, "mb": peak}))
 """
 # The way of examples/offline/convert_rl_unplugged_atari.py: each record parsed and decoded by
@@ -69,7 +68,7 @@ with h5py.File(dst, "w") as file:
     for key, values in columns.items():
         file.create_dataset(key, data=np.stack(values), compression="gzip", compression_opts=4)
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-peak = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 0]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 print(json.dumps({"rows": len(values), "seconds": seconds, "cpu": cpu, "mb": peak}))
 """
 
@@ -95,11 +94,9 @@ def run(label: str, worker: str, *args: object) -> None:
     command = [sys.executable, "-c", worker, *map(str, args)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     got = json.loads(out.splitlines()[-1])
-    own, children = got["mb"]
     print(
-        f"{label:32} {got['rows'] / got['seconds']:8,.0f} rows/s"
-        f" {got['rows'] / got['cpu']:8,.0f} rows per second of the main process's CPU time"
-        f" {own:6,.0f} MB peak" + (f", {children:,.0f} MB the largest child" if children else ""),
+        f"{label:24} {got['rows'] / got['seconds']:8,.0f} rows/s; main process:"
+        f" {got['cpu'] / got['rows'] * 1e6:6,.0f} us of CPU time a row, {got['mb']:,.0f} MB peak",
         flush=True,
     )
 

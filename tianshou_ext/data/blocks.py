@@ -189,6 +189,12 @@ class BufferFile:
                     f"expected one number a step for {path} in {self.path}, got the shape "
                     f"{shapes[path]}; reshape it"
                 )
+        for path in (p for p in shapes if self.save_obs_next and p.split("/")[0] == "obs_next"):
+            if shapes.get(path.replace("obs_next", "obs", 1)) != shapes[path]:
+                raise InputError(
+                    f"expected obs_next as obs in {self.path}, got {path} of {shapes[path]}; make "
+                    "it again"
+                )
         for path, column in self._columns.items():
             if column.dtype.kind not in "biuf":
                 raise InputError(

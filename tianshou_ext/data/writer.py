@@ -160,6 +160,12 @@ class BufferWriter:
                 self._file[_place(key)][self.rows : stop] = values
         self.rows = stop
 
+    def overwrite(self, row: int, **columns: Any) -> None:
+        """Replace columns of a row that was appended; names, shapes and types as in ``append``."""
+        with self._one_sentence():
+            for key, values in _flat(columns).items():
+                self._file[_place(key)][row] = values
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

@@ -56,18 +56,17 @@ class Reference:
 @cache
 def references() -> dict[str, Reference]:
     """Return the references of all 176 ids."""
-    table = files("tianshou_ext.evaluation") / "d4rl_reference_scores.csv"
-    with table.open(encoding="utf-8", newline="") as lines:
-        return {
-            row["env_id"]: Reference(
-                row["env_id"],
-                float(row["ref_min_score"]),
-                float(row["ref_max_score"]),
-                int(row["max_episode_steps"]) if row["max_episode_steps"] else None,
-                row["dataset_file"],
-            )
-            for row in csv.DictReader(lines)
-        }
+    table = files("tianshou_ext.evaluation").joinpath("d4rl_reference_scores.csv").read_text()
+    return {
+        row["env_id"]: Reference(
+            row["env_id"],
+            float(row["ref_min_score"]),
+            float(row["ref_max_score"]),
+            int(row["max_episode_steps"]) if row["max_episode_steps"] else None,
+            row["dataset_file"],
+        )
+        for row in csv.DictReader(table.splitlines())
+    }
 
 
 def reference_scores(env_or_dataset_id: str) -> Reference:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten as gymnasium_flatten
 from tianshou.data import Batch
 
+from tianshou_ext.data.convert import minari
 from tianshou_ext.data.convert.minari import convert
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
 from tianshou_ext.errors import InputError
@@ -197,14 +200,14 @@ def test_flattens_as_gymnasium_does(name: str, tmp_path: Path):
 def test_holds_what_the_minari_package_reads(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    minari = pytest.importorskip("minari", "0.5")
+    package = pytest.importorskip("minari", "0.5")
     if not hasattr(spaces.MultiDiscrete([2]), "start"):
         pytest.skip("minari 0.5 needs a newer gymnasium")
     if "arrow" in name:
         pytest.importorskip("pyarrow", exc_type=ImportError)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(SAMPLES / "minari"))
-    dataset = minari.load_dataset(name)
-    buffer, row = run(name, tmp_path, jobs=2), 0
+    dataset = package.load_dataset(name)
+    buffer, row = run(name, tmp_path), 0
     flat = run(name, tmp_path, flatten=True)
     for one in dataset.iterate_episodes():
         here = slice(row, row + len(one.rewards))
@@ -239,6 +242,12 @@ def test_episodes_go_by_number(tmp_path: Path):
     write(tmp_path / "d", [episode(2, rewards=np.full(2, k)) for k in range(12)])
     assert run(tmp_path / "d", tmp_path).rew.tolist() == sorted([*range(12)] * 2)
     assert run(tmp_path / "d", tmp_path, episodes="9:11").rew.tolist() == [9, 9, 10, 10]
+
+
+def test_an_episode_can_be_read_in_another_process(tmp_path: Path):
+    source = minari._open(write(tmp_path / "d", [episode(3)]))
+    read = pickle.loads(pickle.dumps(partial(minari._episode, source, True)))
+    assert isinstance(read(0)[0], dict) and read(0)[1] == []
 
 
 def test_ends(tmp_path: Path):

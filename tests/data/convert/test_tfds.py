@@ -201,6 +201,8 @@ def test_terminal_frames_need_no_row(tmp_path: Path):
     assert np.array_equal(buffer.obs, [*frames[:3], *frames])
     assert np.array_equal(buffer.truncated, [0, 0, 0, 0, 0, 0, 1])
     assert np.array_equal(buffer.terminated, [0, 0, 1, 0, 0, 0, 0])
+    assert np.array_equal(buffer.act, [1, 2, 3, 1, 2, 3, 0])
+    assert np.array_equal(buffer.rew, [0.5, 1.5, 2.5, 0.5, 1.5, 2.5, 0])
     assert report.notes == ["left out: observation/text; see --no-flatten for images"]
     convert(folder, tmp_path / "c.hdf5", flatten=False, progress=False)
     buffer = load_buffer(tmp_path / "c.hdf5")

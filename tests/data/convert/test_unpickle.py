@@ -212,9 +212,7 @@ def test_mutated_pickles_are_read_or_refused_in_a_sentence(tmp_path: Path):
             raise AssertionError((case, data)) from error
         slowest = max(slowest, time.perf_counter() - start)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(
-        f"{CASES} cases, {refusals} refused, slowest {slowest:.3f} s, memory grew by {grown:.0f} MiB"
-    )
+    print(f"{CASES} cases, {refusals} refused, slowest {slowest:.3f} s, memory +{grown:.0f} MiB")
     assert not Path("/tmp/tianshou_ext_was_here").exists()
     assert CASES / 2 < refusals < CASES  # some mutations only change numbers
     assert grown < 50

@@ -106,13 +106,16 @@ class Fault:
 class Block:
     """Consecutive rows, as ``BufferWriter.append`` takes them, and where they come from.
 
-    Rows of different blocks never belong to one episode: the last row of a block must be
-    ``terminated`` or ``truncated`` (shuffled transitions: every row is one or the other).
+    Rows of different blocks never belong to one episode, unless ``continued``: the last row of a
+    block must be ``terminated`` or ``truncated`` (shuffled transitions: every row is one or the
+    other).
     """
 
     columns: dict[str, Any]
     file: str
     record: str
+    continued: bool = False
+    """The next block goes on with the last episode, so the last row needs no flag."""
 
 
 @dataclass
@@ -228,6 +231,7 @@ def write_blocks(
     shared_frames: bool = False,
     notes: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
+    late_obs: Mapping[int, Any] | None = None,
 ) -> Report:
     """Check blocks and write them as one buffer file.
 
@@ -236,6 +240,8 @@ def write_blocks(
     :param size: rows at most; exact if it can be, else the file is copied once at the end.
     :param notes: known defects and repairs, kept in the report and the provenance; a list may
         still grow while the blocks are read, and so may ``provenance``.
+    :param late_obs: observations that a source brings after their row was yielded, by the number
+        of that row; grows while the blocks are read, none of which may then be left out.
     :raises InputError: if there is a fault and ``on_error`` is stop, or no row is left.
     :raises OSError: if the disk has no room.
     """
@@ -299,6 +305,8 @@ def write_blocks(
                 f"expected sound records to convert to {dst}, got none; the first fault is "
                 f"{report.faults[0] if report.faults else 'that the source is empty'}"
             )
+        for row, obs in (late_obs or {}).items():
+            writer.overwrite(row, obs=obs)
         report.notes += notes
         if both_flags:
             report.notes.append(
@@ -357,7 +365,7 @@ def check_block(block: Block) -> Fault | None:
                 return fault(f"{path} is NaN or infinite in row {row}")
     if np.asarray(columns["rew"]).ndim != 1:
         return fault(f"rewards have the shape {np.shape(columns['rew'])}, expected (N,)")
-    if not (columns["terminated"][-1] or columns["truncated"][-1]):
+    if not (block.continued or columns["terminated"][-1] or columns["truncated"][-1]):
         return fault("the last row ends no episode")
     return None
 

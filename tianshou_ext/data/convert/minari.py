@@ -50,7 +50,7 @@ Space = dict[str, Any]
 
 
 def convert(
-    src: str, dst: str | Path, /, *, flatten: bool = False, **options: Unpack[Options]
+    src: str | Path, dst: str | Path, /, *, flatten: bool = False, **options: Unpack[Options]
 ) -> Report:
     """Convert a Minari dataset.
 

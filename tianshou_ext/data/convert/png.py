@@ -12,13 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tianshou_ext.data.convert.tfrecord import compiled
+from tianshou_ext.data.convert.tfrecord import compiled, fast_zlib
 from tianshou_ext.errors import InputError
-
-try:  # inflates faster
-    from isal import isal_zlib as fast_zlib
-except ImportError:
-    fast_zlib = zlib
 
 __all__ = ["PngError", "decode_grey", "decode_greys", "grey_rows", "unfilter"]
 

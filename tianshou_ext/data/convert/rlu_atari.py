@@ -38,7 +38,7 @@ __all__ = ["convert"]
 SOURCE = "rlu-atari"
 SIDE = 84  # pixels
 STACK = 4  # frames
-ROWS = 1024  # decoded at once
+ROWS = 256  # decoded at once; few enough for the allocator to reuse memory
 MAX_BYTES = 1 << 24  # of a record; real ones have about 15 kB
 MAX_ACTIONS = 18
 SHARD = re.compile(r"run_(\d+)-(\d+)-of-(\d+)")
@@ -133,9 +133,7 @@ def _convert(paths: list[Path], dst: Path, reader: Reader, settings: Settings) -
     start = time.monotonic()
     look = functools.partial(_survey, reader=reader, progress=settings.progress)
     shards = []
-    # TensorFlow does not survive a fork, so it stays in this process.
-    jobs = settings.jobs if reader == "own" else 1
-    for shard in ordered_map(look, paths, min(jobs, len(paths))):
+    for shard in ordered_map(look, paths, min(settings.jobs, len(paths))):
         fault = shard.damage or shard.first_fault
         if fault and (settings.on_error == "stop" or len(paths) == 1 > shard.records):
             raise InputError(
@@ -147,7 +145,7 @@ def _convert(paths: list[Path], dst: Path, reader: Reader, settings: Settings) -
     shared = all(shard.shared for shard in shards)
     decode = functools.partial(_decode, reader=reader, shared=shared)
     batches = itertools.chain.from_iterable(map(_batches, shards, kept, itertools.repeat(reader)))
-    decoded = itertools.chain.from_iterable(ordered_map(decode, batches, jobs))
+    decoded = itertools.chain.from_iterable(ordered_map(decode, batches, settings.jobs))
     damages = [shard.damage for shard in shards if shard.damage]
     report = write_blocks(
         itertools.chain(decoded, damages),
@@ -282,7 +280,7 @@ def _decode(batch: Batch, reader: Reader, shared: bool) -> list[Block | Fault]:
             images, action, reward, discount = _transition(parse(record))
             if shared:
                 del images[STACK:-1]
-            rows.append(b"".join([decode(image) for image in images]))
+            rows += [decode(image) for image in images]  # all or none
         except (RecordError, PngError) as error:
             found.append(Fault(str(batch.path), f"record {number}", error.reason))
             continue
@@ -292,7 +290,7 @@ def _decode(batch: Batch, reader: Reader, shared: bool) -> list[Block | Fault]:
     if not rows:
         return found
     many = STACK + 1 if shared else 2 * STACK
-    frames = np.empty((len(rows), many, SIDE, SIDE), np.uint8)
+    frames = np.empty((len(actions), many, SIDE, SIDE), np.uint8)
     unfilter(b"".join(rows), frames.reshape(-1, SIDE, SIDE))
     obs = {"obs": frames[:, :STACK], "obs_next": frames[:, STACK:]}
     terminated = np.array(discounts) == 0

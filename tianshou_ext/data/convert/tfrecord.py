@@ -18,7 +18,20 @@ import numpy as np
 
 from tianshou_ext.errors import InputError
 
-__all__ = ["RecordError", "compiled", "crc32c", "masked", "parse_example", "read_records"]
+try:  # inflates faster
+    from isal import isal_zlib as fast_zlib
+except ImportError:
+    fast_zlib = zlib
+
+__all__ = [
+    "RecordError",
+    "compiled",
+    "crc32c",
+    "fast_zlib",
+    "masked",
+    "parse_example",
+    "read_records",
+]
 
 GZIP = b"\x1f\x8b"
 INPUT_BYTES = 1 << 16  # read from the file at once
@@ -182,16 +195,33 @@ def _inflated(file: BinaryIO) -> Iterator[bytes]:
 
     :raises RecordError: at the damage.
     """
+    done = 0
+    if fast_zlib is not zlib:
+        try:
+            for chunk in _inflated_by(fast_zlib, file):
+                done += len(chunk)
+                yield chunk
+            return
+        except RecordError:  # it gives less than there is; only zlib's state can be copied
+            file.seek(0)
+    for chunk in _inflated_by(zlib, file):
+        if len(chunk) > done:
+            yield chunk[done:]
+        done = max(0, done - len(chunk))
+
+
+def _inflated_by(library: Any, file: BinaryIO) -> Iterator[bytes]:
     rest = b""
     while True:
-        member = zlib.decompressobj(wbits=31)
+        member = library.decompressobj(wbits=31)
         while not member.eof:
             rest = member.unconsumed_tail or rest or file.read(INPUT_BYTES)
-            before = member.copy()
+            before = member.copy() if library is zlib else None
             try:
                 chunk = member.decompress(rest, OUTPUT_BYTES)
-            except zlib.error as error:
-                yield from _bytewise(before, rest)
+            except library.error as error:
+                if before is not None:
+                    yield from _bytewise(before, rest)
                 raise RecordError(f"a damaged gzip stream ({error})") from error
             if not chunk and not rest and not member.eof:
                 raise RecordError("a truncated gzip stream")
