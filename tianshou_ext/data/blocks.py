@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tianshou_ext.data.hdf5 import FLAGS, FRAMES, PLAIN, PROVENANCE, ZSTD, _import_zstd, _open
+from tianshou_ext.data.hdf5 import FLAGS, FRAMES, PLAIN, PROVENANCE, ZSTD, import_zstd, open_hdf5
 from tianshou_ext.errors import InputError
 
 __all__ = ["BufferFile", "flat_rows", "leaves", "mapped_leaves"]
@@ -59,7 +59,7 @@ class BufferFile:
         self.path = Path(path).expanduser()
         if self.path.is_dir():
             raise InputError(f"expected a buffer file, got the folder {self.path}; name a file")
-        self._file = _open(self.path)
+        self._file = open_hdf5(self.path)
         try:
             self._read_header()
         except InputError:
@@ -202,7 +202,7 @@ class BufferFile:
                 )
             plist = column.id.get_create_plist()
             if ZSTD in (plist.get_filter(k)[0] for k in range(plist.get_nfilters())):
-                _import_zstd(self.path)
+                import_zstd(self.path)
 
     def __enter__(self) -> BufferFile:
         return self

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tianshou_ext.data.blocks import BufferFile, leaves, mapped_leaves
-from tianshou_ext.data.convert.common import Report, _announce, fingerprint
+from tianshou_ext.data.convert.common import Report, announce, fingerprint
 from tianshou_ext.data.writer import BufferWriter, Compression
 from tianshou_ext.errors import InputError
 
@@ -449,7 +449,7 @@ def _write(
     with bar, writer:
         for rows in blocks:
             if report.rows == 0:
-                _announce(writer, rows.columns, size, bar if progress else None)
+                announce(writer, rows.columns, size, bar if progress else None)
             writer.append(**rows.columns)
             terminated, truncated = rows.columns["terminated"], rows.columns["truncated"]
             report.terminated += int(terminated.sum())

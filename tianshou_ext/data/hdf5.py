@@ -23,7 +23,7 @@ PLAIN = {"ndarray", "Tensor"}
 ZSTD = 32015  # the number of HDF5's filter
 
 
-def _open(path: Path) -> h5py.File:
+def open_hdf5(path: Path) -> h5py.File:
     if not path.exists():
         raise InputError(
             f"expected a buffer file at {path}, found none; check the path, or leave out "
@@ -40,7 +40,7 @@ def _open(path: Path) -> h5py.File:
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
     """Return what the writer recorded about a buffer file; empty for a foreign file."""
-    with _open(Path(path)) as file:
+    with open_hdf5(Path(path)) as file:
         recorded: dict[str, Any] = json.loads(file.attrs.get(PROVENANCE, "{}"))
     return recorded
 
@@ -57,12 +57,12 @@ def _array(path: Path, dataset: h5py.Dataset, mapped: bool) -> np.ndarray[Any, A
         return np.memmap(path, dataset.dtype, "c", offset, dataset.shape)
     plist = dataset.id.get_create_plist()
     if ZSTD in (plist.get_filter(k)[0] for k in range(plist.get_nfilters())):
-        _import_zstd(path)
+        import_zstd(path)
     values: np.ndarray[Any, Any] = dataset[()]
     return values
 
 
-def _import_zstd(path: Path) -> None:
+def import_zstd(path: Path) -> None:
     try:
         import hdf5plugin  # noqa: F401 (registers the filter)
     except ImportError as error:
@@ -105,7 +105,7 @@ def load_buffer(path: str | Path, *, mapped: bool = True) -> ReplayBuffer:
         to be unpickled.
     """
     path = Path(path).expanduser()
-    with _open(path) as file:
+    with open_hdf5(path) as file:
         required = ("maxsize", "_size", "_insertion_idx", "stack_num")
         if "_meta" not in file or any(key not in file.attrs for key in required):
             hint = "pass --buffer-from-rl-unplugged" if "observations" in file else "convert it"
@@ -209,7 +209,7 @@ def load_rl_unplugged(path: str | Path, *, mapped: bool = True) -> ReplayBuffer:
         "rew": "rewards",
         "terminated": "terminals",
     }
-    with _open(path) as file:
+    with open_hdf5(path) as file:
         absent = [name for name in names.values() if name not in file]
         if absent:
             hint = "leave out --buffer-from-rl-unplugged" if "_meta" in file else "convert it"

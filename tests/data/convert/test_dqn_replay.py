@@ -88,7 +88,12 @@ def save(path: Path, array: Any) -> None:
 
 
 def play(
-    logger: Logger, steps: int, seed: int = 0, mean: float = 20, black: float = 0.2, miss: int = 0
+    logger: Logger,
+    steps: int,
+    seed: int = 0,
+    mean: float = 20,
+    black: float = 0.2,
+    miss: bool = False,
 ) -> None:
     """Add random steps; some of the frames are black, as real ones can be.
 
@@ -140,26 +145,26 @@ def test_every_step_that_was_played_comes_back_in_order(seed: int, tmp_path: Pat
 
 def test_missed_logs_cut_episodes_wherever_they_are(tmp_path: Path):
     missed = 0
-    for seed in range(8):
+    for seed in range(4):
         logger = Logger(tmp_path / f"logs{seed}", 50, seed)
-        play(logger, 300, seed, mean=8, miss=1)
+        play(logger, 300, seed, mean=8, miss=True)
         logger.save_last()
         report = convert(tmp_path / f"logs{seed}", tmp_path / "b", progress=False)
         assert_is_part(tmp_path / "b", logger)
         assert logger.missed or report.rows == 300
         missed += logger.missed
-    assert missed > 2
+    assert missed > 1
 
 
 def assert_is_part(path: Path, logger: Logger) -> None:
     """Check that rows are some of those played, and that chains break where some are missing."""
     buffer = load_buffer(path)
-    rows = columns(logger.rows)
+    found, rows = ([one[key] for key in KEYS] for one in (buffer._meta, columns(logger.rows)))
     place = -1
     for row in range(len(buffer)):
         before = place
         place += 1
-        while not all(np.array_equal(buffer._meta[key][row], rows[key][place]) for key in KEYS):
+        while not all(np.array_equal(f[row], r[place]) for f, r in zip(found, rows, strict=True)):
             place += 1
         if row and place != before + 1:
             assert buffer.done[row - 1], row
@@ -223,7 +228,7 @@ def test_only_one_log_leaves_its_last_slot_out(tmp_path: Path):
     assert_holds(tmp_path / "b", logger.rows, last_only(46))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_checkpoints_are_chosen_and_cut(seed: int, tmp_path: Path):
     logger = Logger(tmp_path / "logs", 50, seed)
     play(logger, 500, seed, mean=30)
@@ -232,10 +237,9 @@ def test_checkpoints_are_chosen_and_cut(seed: int, tmp_path: Path):
         assert read_provenance(tmp_path / "b")["checkpoints"] == list(range(first, last))
         assert_is_part(tmp_path / "b", logger)
         assert abs(len(load_buffer(tmp_path / "b")) - 50 * (last - first)) < 9 * (last - first) + 9
-    for bad in ("x", "3:1", "70:", "-1", ":"):
-        if bad != ":":
-            with pytest.raises(InputError, match="checkpoints"):
-                convert(tmp_path / "logs", tmp_path / "b", checkpoints=bad, progress=False)
+    for bad in ("x", "3:1", "70:", "-1"):
+        with pytest.raises(InputError, match="checkpoints"):
+            convert(tmp_path / "logs", tmp_path / "b", checkpoints=bad, progress=False)
 
 
 def test_padding_that_the_log_before_began(tmp_path: Path):

@@ -273,7 +273,8 @@ def _from_hdf5(path: Path, opened: contextlib.ExitStack) -> Columns:
     columns: Columns = {}
     size = path.stat().st_size
 
-    def visit(name: str, item: Any) -> None:
+    def visit(name: str | bytes, item: Any) -> None:
+        name = name if isinstance(name, str) else name.decode("utf-8", "replace")
         if isinstance(item, h5py.Dataset) and item.shape:
             if item.nbytes > MAX_RATIO * size:
                 raise InputError(
@@ -296,7 +297,8 @@ def _from_table(path: Path, kind: Format) -> Columns:
             frame = pandas.read_parquet(path)
         except ImportError as error:
             raise ImportError(
-                f"expected the package pyarrow to read {path}, found none; pip install pyarrow"
+                f"expected the package pyarrow to read {path}, found none that loads; pip install "
+                "pyarrow"
             ) from error
     columns: Columns = {}
     for key in frame:
@@ -550,6 +552,8 @@ class _Table:
         shapes = {
             column.name: column.read(0, 1).shape[1:] for column in (self.obs, self.act, self.rew)
         }
+        if empty := [name for name, shape in shapes.items() if math.prod(shape) == 0]:
+            raise InputError(f"{empty[0]} holds no numbers, its shape is (N, 0)")
         if self.obs_next and self.obs_next.read(0, 1).shape[1:] != shapes["obs"]:
             raise InputError(
                 f"obs_next has the shape {self.obs_next.read(0, 1).shape[1:]}, obs {shapes['obs']}"
@@ -699,13 +703,14 @@ def _tables(src: Path, sources: list[Columns], reading: _Reading) -> list[_Table
             if table.spec() != spec:
                 raise InputError(f"obs and act are {table.spec()}, before they were {spec}")
             tables.append(table)
-        except InputError as error:
+        except DAMAGE as error:
+            what = " ".join(str(error).split())[:300]
             if not reading.trajectories:
                 raise InputError(
-                    f"expected arrays of steps in {src}, but {error}; repair the source or choose "
+                    f"expected arrays of steps in {src}, but {what}; repair the source or choose "
                     "other columns with --map"
                 ) from error
-            tables.append(Fault(str(src), record, str(error)))
+            tables.append(Fault(str(src), record, what))
     return tables
 
 
@@ -785,7 +790,7 @@ def _read_blocks(src: Path, episodes: Sequence[tuple[_Table, int, int]]) -> Iter
     record = f"{table.record}{table.record and ', '}rows {start} to {stop - 1}"
     try:
         columns = table.block(start, stop)
-    except (InputError, OSError, ValueError, RuntimeError) as error:
+    except DAMAGE as error:
         if len(episodes) == 1:
             yield Fault(str(src), record, " ".join(str(error).split())[:300])
             return

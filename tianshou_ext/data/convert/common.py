@@ -127,6 +127,7 @@ class Report:
     dst: Path
     rows: int = 0
     episodes: int = 0
+    """0 for shuffled transitions, which have none."""
     terminated: int = 0
     truncated: int = 0
     seconds: float = 0.0
@@ -137,8 +138,9 @@ class Report:
 
     def __str__(self) -> str:
         rate = self.rows / max(self.seconds, 1e-9)
+        order = f"{self.episodes:,} episodes" if self.episodes else "shuffled"
         lines = [
-            f"{self.dst}: {self.rows:,} rows, {self.episodes:,} episodes, {self.terminated:,} "
+            f"{self.dst}: {self.rows:,} rows, {order}, {self.terminated:,} "
             f"terminated, {self.truncated:,} truncated, from {self.source} in {self.seconds:.1f} s "
             f"({rate:,.0f} rows/s)",
             *(f"note: {note}" for note in self.notes),
@@ -204,8 +206,11 @@ def ordered_map(
     if jobs == 1:
         yield from map(function, items)
         return
-    # A forked child of a process with threads (torch's, TensorFlow's) can hang.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("forkserver")) as pool:
+    # A forked child of a process with threads (torch's, TensorFlow's) can hang; the server that
+    # forks the workers has none, and has done the slow imports once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(jobs, context) as pool:
         waiting: list[Future[TResult]] = []
         try:
             for item in items:
@@ -258,6 +263,7 @@ def write_blocks(
         compression=settings.compression,
     )
     both_flags = 0
+    ordered = (provenance or {}).get("ordered", True)
     bar = tqdm(
         total=size,
         desc=f"converting {source}",
@@ -283,7 +289,7 @@ def write_blocks(
             assert isinstance(block, Block)
             columns = block.columns
             if report.rows == 0:
-                _announce(writer, columns, size, bar if settings.progress else None)
+                announce(writer, columns, size, bar if settings.progress else None)
             if settings.clip_rewards:
                 columns["rew"] = np.clip(columns["rew"], -1, 1)
             try:
@@ -297,7 +303,8 @@ def write_blocks(
             report.rows = writer.rows
             report.terminated += int(terminated.sum())
             report.truncated += int(truncated.sum())
-            report.episodes += int((terminated | truncated).sum())
+            if ordered:
+                report.episodes += int((terminated | truncated).sum())
             both_flags += int((terminated & truncated).sum())
             bar.update(len(terminated))
         if report.rows == 0:
@@ -330,7 +337,7 @@ def write_blocks(
     return report
 
 
-def _announce(writer: BufferWriter, columns: Mapping[str, Any], size: int, bar: Any) -> None:
+def announce(writer: BufferWriter, columns: Mapping[str, Any], size: int, bar: Any) -> None:
     """Say how many bytes are needed, before they are used."""
     needed = bytes_of_row(columns) * size
     folder = writer.path.absolute().parent

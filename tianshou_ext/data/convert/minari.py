@@ -44,6 +44,8 @@ MAIN_FILE = "main_data.hdf5"
 COLUMNAR = ("arrow", "parquet")
 FLAT = ("rewards", "terminations", "truncations")
 LOSSY = "episodes hold images that were stored as JPEG, which loses detail"
+DAMAGE = (OSError, LookupError, ValueError, TypeError, RuntimeError, MemoryError)
+"""What h5py raises for damaged files."""
 MAX_RATIO = 4096  # bytes of a column per byte of its file; deflate reaches 1032
 Array = np.ndarray[Any, Any]
 Space = dict[str, Any]
@@ -144,9 +146,9 @@ def _open(src: str | Path) -> _Source:
     elif kind == "hdf5":
         try:
             with h5py.File(main, "r") as file:
-                names = list(file)
+                names = [_text(name) for name in file]
                 metadata = {**{k: _text(v) for k, v in file.attrs.items()}, **metadata}
-        except OSError as error:
+        except DAMAGE as error:
             raise InputError(
                 f"expected a Minari dataset in {main}, got a file that cannot be opened "
                 f"({' '.join(str(error).split())}); it is foreign or truncated, download it again"
@@ -262,7 +264,7 @@ def _steps(source: _Source) -> list[int]:
         for episode in source.episodes:
             try:
                 counts.append(int(_dataset(file[f"episode_{episode}/rewards"]).shape[0]))
-            except (InputError, KeyError, IndexError):
+            except DAMAGE:
                 counts.append(0)
     return counts
 
@@ -277,7 +279,7 @@ def _with_spaces(source: _Source) -> _Source:
             said = source.metadata.get(key)
             said = json.loads(said) if isinstance(said, str) else said
             spaces[group] = _space(said) if said else _guessed(source, group)
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (*DAMAGE, AttributeError) as error:
             raise InputError(
                 f"expected the {key} of {source.folder} as Minari writes it, got what cannot be "
                 f"read ({type(error).__name__} {' '.join(str(error).split())[:80]}); download the "
@@ -431,7 +433,7 @@ def _episode(
         return _columns(source, raw, flatten, noted), noted
     except InputError as error:
         return str(error), []
-    except (OSError, LookupError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except DAMAGE as error:
         return f"it cannot be read ({' '.join(str(error).split())[:200]})", []
 
 
