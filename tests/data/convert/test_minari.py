@@ -410,6 +410,22 @@ def test_a_faulty_episode_stops_or_is_left_out(match: str, tmp_path: Path):
         run(root, tmp_path, on_error="skip")
 
 
+def test_mutated_files_are_read_or_refused(tmp_path: Path):
+    rng = np.random.default_rng(1)
+    root = write(tmp_path / "d", [episode(3), episode(2)])
+    file = root / "data/main_data.hdf5"
+    data = file.read_bytes()
+    for _ in range(100):
+        mutated = bytearray(data)
+        for at in rng.integers(0, len(data), rng.integers(1, 9)):
+            mutated[at] = rng.integers(256)
+        file.write_bytes(bytes(mutated))
+        try:
+            run(root, tmp_path)
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
 def test_a_claim_larger_than_the_file_is_not_believed(tmp_path: Path):
     root = write(tmp_path / "d", [episode(3)])
     with h5py.File(root / "data/main_data.hdf5", "a") as file:

@@ -38,7 +38,7 @@ __all__ = ["convert"]
 
 STACK = 4
 PADDING = STACK - 1  # rows of zeros before every episode
-BLOCK_BYTES = 1 << 24  # of frames read at once
+BLOCK_BYTES = 1 << 23  # of frames read at once
 MAX_RATIO = 1100  # bytes of an array per byte of its file; deflate reaches 1032
 FRAMES = re.compile(r"\$store\$_observation_ckpt\.(\d{1,9})\.gz")
 COLUMNS = {

@@ -94,10 +94,10 @@ def convert(
         notes=notes,
         provenance={
             "inputs": fingerprint(source.files()),
-            "dataset": source.metadata.get("dataset_id"),
+            "dataset": _said(source.metadata, "dataset_id"),
             "task": _task(source.metadata),
-            "algorithm": source.metadata.get("algorithm_name"),
-            "minari_version": source.metadata.get("minari_version"),
+            "algorithm": _said(source.metadata, "algorithm_name"),
+            "minari_version": _said(source.metadata, "minari_version"),
             "observation_space": _brief(source.observations),
             "action_space": _brief(source.actions),
             "observation_order": order,
@@ -228,6 +228,10 @@ def _text(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     value = value.tolist() if isinstance(value, np.ndarray) else value
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _said(metadata: Mapping[str, Any], key: str) -> str | None:
+    return str(metadata[key])[:200] if metadata.get(key) else None
 
 
 def _task(metadata: Mapping[str, Any]) -> str | None:
