@@ -6,6 +6,7 @@ TensorFlow can be imported, ``rlu`` also times the way of Tianshou's published s
 TensorFlow, record by record, then gzip level 4.
 
     python benchmarks/convert.py rlu --games MsPacman Pong --rows 5000
+    python benchmarks/convert.py d4rl dqn-replay --rows 1000000
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import h5py
 import numpy as np
 import tyro
 
@@ -77,7 +80,7 @@ print(json.dumps({"rows": len(values), "seconds": seconds, "cpu": cpu, "mb": pea
 class Args:
     """Measure the converters."""
 
-    measure: tyro.conf.Positional[tuple[Literal["rlu"], ...]] = ("rlu",)
+    measure: tyro.conf.Positional[tuple[Literal["rlu", "d4rl", "dqn-replay"], ...]] = ("rlu",)
     """What to measure."""
     rows: int = 5_000
     """Rows of a made-up log."""
@@ -185,7 +188,77 @@ def write_shard(path: Path, examples: list[dict[str, list[bytes | int | float]]]
             file.write(length + crcs[0] + record + crcs[1])
 
 
-MEASUREMENTS: dict[str, Callable[[Args, Path], None]] = {"rlu": rlu}
+def d4rl(args: Args, folder: Path) -> None:
+    """Measure a D4RL file of the size of hopper-medium-v2, without compression: no reading cost."""
+    rng = np.random.default_rng(0)
+    count = max(args.rows, 100_000)
+    for name, rows in (("hopper-medium-v2.hdf5", count), ("hopper-medium-v1.hdf5", 2_000)):
+        obs = rng.normal(size=(rows + 1, 11)).astype(np.float32)
+        ends = np.arange(1, rows + 1) % 1000 == 0
+        with h5py.File(folder / name, "w") as file:
+            file["observations"], file["next_observations"] = obs[:-1], obs[1:]
+            file["actions"] = rng.uniform(-1, 1, (rows, 3)).astype(np.float32)
+            file["rewards"] = rng.normal(size=rows).astype(np.float32)
+            file["terminals"], file["timeouts"] = np.zeros(rows, bool), ends
+    src, small = folder / "hopper-medium-v2.hdf5", folder / "hopper-medium-v1.hdf5"
+    start = time.perf_counter()
+    with h5py.File(src) as file:
+        for dataset in file.values():
+            dataset[()]
+    print(f"D4RL: {count:,} rows, reading alone {time.perf_counter() - start:.2f} s")
+    run("ours", WORKER, "d4rl", small, src, folder / "b", "{}")
+    run("ours, --qlearning", WORKER, "d4rl", small, src, folder / "b", '{"qlearning": true}')
+
+
+def dqn_replay(args: Args, folder: Path) -> None:
+    """Measure one log of DQN Replay, frames of random play, beside gunzip alone."""
+    from tianshou_ext.envs.atari import AtariEnv
+
+    game, count = args.games[0], max(args.rows, 1_000)
+    env = AtariEnv(f"ALE/{game}-v5", seed=0)
+    env.action_space.seed(0)
+    env.reset()
+    frames = np.zeros((count, 84, 84), np.uint8)
+    terminal = np.zeros(count, np.uint8)
+    k = 3  # rows of zeros precede an episode
+    while k < count:
+        obs, _, terminated, _, _ = env.step(int(env.action_space.sample()))
+        frames[k], terminal[k] = obs[-1], terminated
+        k += 4 if terminated else 1
+        if terminated:
+            env.reset()
+
+    def write(logs: Path, rows: int) -> None:
+        logs.mkdir(parents=True)
+        zeros = np.zeros(rows)
+        for name, values in (
+            ("$store$_observation", frames[:rows]),
+            ("$store$_action", zeros.astype(np.int32)),
+            ("$store$_reward", zeros.astype(np.float32)),
+            ("$store$_terminal", terminal[:rows]),
+            ("add_count", np.array(rows - 1)),
+            ("invalid_range", np.zeros(5, int)),
+        ):
+            with gzip.open(logs / f"{name}_ckpt.0.gz", "wb", 6) as file:
+                np.save(file, values)
+
+    write(folder / "large/replay_logs", count)
+    write(folder / "small/replay_logs", 200)
+    start = time.perf_counter()
+    with gzip.open(folder / "large/replay_logs/$store$_observation_ckpt.0.gz") as file:
+        while file.read(1 << 23):
+            pass
+    print(
+        f"DQN Replay, {game}: {count / (time.perf_counter() - start):,.0f} rows/s by gunzip alone"
+    )
+    run("ours", WORKER, "dqn-replay", folder / "small", folder / "large", folder / "b", "{}")
+
+
+MEASUREMENTS: dict[str, Callable[[Args, Path], None]] = {
+    "rlu": rlu,
+    "d4rl": d4rl,
+    "dqn-replay": dqn_replay,
+}
 
 
 def main(args: Args) -> None:
