@@ -18,6 +18,8 @@ class Defect:
     advice: str
     ruins_training: bool
     """Whether training on the data as published, read naively, learns something wrong."""
+    repaired_by: str = ""
+    """Our converter that repairs it."""
 
 
 _GYM = r"(?<![a-z])(?<!bullet-)(?:ant|halfcheetah|hopper|walker(?:2d)?)[-_]"
@@ -36,6 +38,7 @@ DEFECTS = (
         "timeouts end a trajectory",
         "cut episodes at timeouts, and bootstrap nowhere from a row at the goal",
         True,
+        "d4rl",
     ),
     Defect(
         r"(?<![/a-z])antmaze-(?:eval-)?umaze-diverse-v\d|ant_maze_u-?maze_.*multigoal_true",
@@ -66,6 +69,7 @@ DEFECTS = (
         "before the time limit leads to the first of the next episode",
         "cut episodes at the environment's limit of 1000 steps, or use the v2 dataset",
         True,
+        "d4rl",
     ),
     Defect(
         _GYM + r"(?:medium[-_]replay|full[-_]replay|mixed)",
@@ -94,6 +98,7 @@ DEFECTS = (
         "actions, so the last step has no next observation",
         "use a later version, or leave the last step of such episodes out",
         True,
+        "minari",
     ),
     Defect(
         r"(?:rlu|rl[-_ ]?unplugged).*asterix|asterix.*run_\d",
@@ -115,6 +120,7 @@ DEFECTS = (
         "row of every file is a leftover of the file before",
         "leave these rows out; black frames at an episode's start are a sign of them",
         True,
+        "dqn-replay",
     ),
     Defect(
         r"walker_(?:walk|run)-td3-medium|collected_data",
@@ -124,6 +130,7 @@ DEFECTS = (
         "pair action and reward with the observation of the row before, in raw files only: their "
         "first action is zero, in repaired ones the last",
         True,
+        "walker",
     ),
 )
 

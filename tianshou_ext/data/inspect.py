@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tianshou_ext.data.blocks import BufferFile, flat_rows, leaves
-from tianshou_ext.data.defects import known_defects
+from tianshou_ext.data.defects import Defect, known_defects
 from tianshou_ext.data.hdf5 import FRAMES
 from tianshou_ext.data.report import draw, load_figure, report_lines
 from tianshou_ext.errors import InputError
@@ -120,13 +120,20 @@ def inspect(
         findings += of_actions
         findings += _look_at_observations(source, figures, frames, progress)
         findings += [
-            Finding("warning" if d.ruins_training else "note", f"known: {d.what}", d.advice)
-            for d in known_defects(_names(source.provenance, source.path.name))
+            _of_defect(defect, source.provenance)
+            for defect in known_defects(_names(source.provenance, source.path.name))
         ]
         findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
         if plot is not None:
             draw(plot, source, actions)
     return found
+
+
+def _of_defect(defect: Defect, provenance: Mapping[str, Any]) -> Finding:
+    if defect.repaired_by and defect.repaired_by == provenance.get("source"):
+        return Finding("note", f"known, repaired: {defect.what}", "nothing: it was converted so")
+    severity: Severity = "warning" if defect.ruins_training else "note"
+    return Finding(severity, f"known: {defect.what}", defect.advice)
 
 
 def _head(source: BufferFile) -> dict[str, Any]:

@@ -300,9 +300,42 @@ def test_tuples_are_kept_by_number_or_flattened(tmp_path: Path):
     flat = run(root, tmp_path, flatten=True).obs
     expected = [gymnasium_flatten(of_space(space), (obs[0][k], obs[1][k])) for k in range(5)]
     assert np.array_equal(flat, np.float32(expected))
-    act["subspaces"]["go"] = TWO
-    with pytest.raises(InputError, match="'go': 'Discrete', 'turn': 'Box'"):
-        run(write(tmp_path / "d", [episode(5)], act=act), tmp_path)
+    # Actions of more than one kind are kept apart, unless one vector is asked for.
+    act["subspaces"]["go"] = {"type": "Discrete", "n": 3, "start": 5}
+    steer["go"] = np.array([5, 7, 6, 5, 5])
+    root = write(tmp_path / "e", [episode(5, observations=obs, actions=steer)], space, act)
+    run(root, tmp_path)
+    for buffer in both(tmp_path / "b.hdf5"):
+        assert np.array_equal(buffer.act["turn"], steer["turn"])
+        assert buffer.act["go"].tolist() == [0, 2, 1, 0, 0]
+    one_hot = np.eye(3)[steer["go"] - 5]
+    flat = run(root, tmp_path, flatten=True).act
+    assert np.array_equal(flat, np.hstack([one_hot, steer["turn"]]).astype(np.float32))
+    with pytest.raises(InputError, match="numbers in .*'Text'"):
+        text = {"type": "Text", "max_length": 3, "charset": "ab"}
+        run(write(tmp_path / "f", [episode(5)], act=text), tmp_path)
+
+
+@needs_samples
+def test_tuples_of_different_kinds_in_a_file_by_minari(tmp_path: Path):
+    folder = SAMPLES / "minari/sample/toy/tuple-v0"
+    said = json.loads(json.loads((folder / "data/metadata.json").read_text())["action_space"])
+    run(folder, tmp_path)
+    for buffer in both(tmp_path / "b.hdf5"):
+        row = 0
+        with h5py.File(folder / "data/main_data.hdf5") as file:
+            for number in range(len(file)):
+                group = file[f"episode_{number}"]
+                here = slice(row, row + len(group["rewards"]))
+                for k, part in enumerate(said["subspaces"]):
+                    act = group[f"actions/_index_{k}"][()]
+                    stored = buffer.act[str(k)][here]
+                    assert np.array_equal(stored, (act - part.get("start", 0)).astype(stored.dtype))
+                for key, observations in group["observations"].items():
+                    stored = buffer.obs[key.removeprefix("_index_")][here]
+                    assert np.array_equal(stored, observations[:-1].astype(stored.dtype))
+                row = here.stop
+        assert row == len(buffer)
 
 
 def test_several_discrete_or_binary_actions_stay_whole_numbers(tmp_path: Path):

@@ -57,12 +57,13 @@ def convert(
     """Convert a Minari dataset.
 
     An episode's last row with neither flag becomes truncated. Dict and Tuple observations become
-    Tianshou's nested Batch unless flattened. float64 becomes float32; discrete actions count
-    from 0.
+    Tianshou's nested Batch unless flattened, and so do such actions unless all parts are boxes.
+    float64 becomes float32; discrete actions count from 0.
 
     :param src: dataset id, such as mujoco/hopper/medium-v0, or its folder or main_data.hdf5.
     :param dst: the buffer file to make.
-    :param flatten: make observations one vector, as gymnasium's flatten does.
+    :param flatten: make observations, and actions that are a Dict or Tuple, one vector each, as
+        gymnasium's flatten does.
     :raises InputError: if the dataset is missing, damaged, or holds what a buffer cannot.
     """
     settings = Settings(**options)
@@ -101,7 +102,7 @@ def convert(
             "observation_space": _brief(source.observations),
             "action_space": _brief(source.actions),
             "observation_order": order,
-            "action_order": _layout(source.actions) if _is_nested(source.actions) else None,
+            "action_order": _layout(source.actions) if _joins_actions(source, flatten) else None,
             "action_start": _starts(source.actions),
             "ordered": True,
         },
@@ -411,17 +412,22 @@ def _is_long(value: Any) -> bool:
 
 
 def _check_spaces(source: _Source) -> None:
-    """Refuse actions that are not all of one kind.
+    """Refuse text as actions.
 
-    :raises InputError: if they are a Dict or Tuple with anything but boxes, or text.
+    :raises InputError: if a part of them is text.
     """
     kinds = {path: leaf["type"] for path, leaf in _leaves(source.actions)}
-    allowed = {"Box"} if _is_nested(source.actions) else {*kinds.values()} - {"Text"}
-    if not {*kinds.values()} <= allowed:
+    if "Text" in kinds.values():
         raise InputError(
-            f"expected actions of one kind in {source.folder}, got {kinds}; only boxes can be "
-            "joined to one vector, so choose or make a dataset with one kind of action"
+            f"expected actions that are numbers in {source.folder}, got {kinds}; choose a dataset "
+            "without text actions"
         )
+
+
+def _joins_actions(source: _Source, flatten: bool) -> bool:
+    """Return whether the parts of an action become one vector: boxes always do."""
+    boxes = all(leaf["type"] == "Box" for _, leaf in _leaves(source.actions))
+    return _is_nested(source.actions) and (flatten or boxes)
 
 
 # Reading an episode
@@ -448,14 +454,14 @@ def _columns(
     terminated, truncated = (_flags(key, raw[key]) for key in ("terminations", "truncations"))
     act = _decoded(source.actions, raw["actions"], "actions", noted)
     obs = _decoded(source.observations, raw["observations"], "observations", noted)
-    if _is_nested(source.actions):
+    if _joins_actions(source, flatten):
         act = _joined(source.actions, act)
-    elif "start" in source.actions:
-        act = act - np.asarray(source.actions["start"], np.int64)
+    else:
+        act = _from_zero(source.actions, act)
     if flatten:
         obs = _joined(source.observations, obs)
     steps = len(rew)
-    lengths = {"rewards": steps, "actions": len(act)}
+    lengths = {"rewards": steps, "actions": len(next(_parts(act)))}
     lengths |= {"terminations": len(terminated), "truncations": len(truncated)}
     rows = {len(part) for part in _parts(obs)}
     if {*lengths.values()} != {steps} or rows not in ({steps + 1}, {steps}):
@@ -474,9 +480,8 @@ def _columns(
             noted.append("episodes lack the observation after their terminal step: repeated")
         else:
             steps -= 1
-            act, rew, terminated, truncated = (
-                column[:steps] for column in (act, rew, terminated, truncated)
-            )
+            act = _each(lambda part: part[:steps], act)
+            rew, terminated, truncated = (column[:steps] for column in (rew, terminated, truncated))
             if steps == 0:
                 raise InputError("a single step, of which the next observation is missing")
             truncated[-1] |= not terminated[-1]
@@ -651,6 +656,13 @@ def _joined(space: Space, values: Any) -> Array:
     ]
     joined = np.concatenate(parts, axis=1)
     return joined.astype(np.float32) if joined.dtype == np.float64 else joined
+
+
+def _from_zero(space: Space, values: Any) -> Any:
+    """Return discrete actions counted from 0, others as they are."""
+    if _is_nested(space):
+        return {key: _from_zero(part, values[key]) for key, part in space["parts"].items()}
+    return values - np.asarray(space["start"], np.int64) if "start" in space else values
 
 
 def _flat(leaf: Space, values: Array) -> Array:
