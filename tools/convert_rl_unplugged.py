@@ -8,25 +8,19 @@ with ``load_buffer`` or Tianshou's ``ReplayBuffer.load_hdf5``.
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from tqdm import tqdm
 
 from tianshou_ext.cli import launch
 from tianshou_ext.data.convert.common import OnError, Report
 from tianshou_ext.data.convert.rlu_atari import Reader, convert
+from tianshou_ext.data.download import fetch
 from tianshou_ext.data.writer import Compression
 from tianshou_ext.errors import InputError
 
 HOME = "~/.rl_unplugged"
-READ_BYTES = 1 << 20
-TIMEOUT = 60  # seconds without a byte
 
 
 def _folder(variable: str, name: str) -> Path:
@@ -83,62 +77,6 @@ def shard_ids(text: str, total: int) -> list[int]:
             )
         ids += range(first, last + 1)
     return list(dict.fromkeys(ids))
-
-
-def fetch(url: str, path: Path, *, progress: bool = True) -> None:
-    """Fetch ``url`` to ``path``, which appears when complete; go on where an earlier call stopped.
-
-    :raises InputError: if it cannot be fetched, or is shorter than announced.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    start = partial.stat().st_size if partial.exists() else 0
-    # Without this header Google's storage may unpack a file, then of unknown length.
-    headers = {"Accept-Encoding": "gzip"} | ({"Range": f"bytes={start}-"} if start else {})
-    try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
-        ) as answer:
-            sent = answer.headers.get("Content-Range", "")
-            if answer.status != 206 or not sent.startswith(f"bytes {start}-"):
-                start = 0  # the whole file comes
-            length = int(answer.headers.get("Content-Length", -1))
-            with (
-                partial.open("ab" if start else "wb") as file,
-                tqdm(
-                    desc=path.name,
-                    total=start + length,
-                    initial=start,
-                    unit="B",
-                    unit_scale=True,
-                    disable=not progress,
-                ) as bar,
-            ):
-                while data := answer.read(READ_BYTES):
-                    bar.update(file.write(data))
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{start}":
-            partial.replace(path)  # was complete
-            return
-        if error.code == 416:
-            partial.unlink()
-        raise InputError(
-            f"expected to fetch {url}, got HTTP {error.code} {error.reason}; check task, run and "
-            "shard, or run this again"
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise InputError(
-            f"expected to fetch {url}, but that failed ({' '.join(str(error).split())}); run this "
-            "again to go on, or put the file at " + str(path)
-        ) from error
-    found = partial.stat().st_size
-    if length < 0 or found != start + length:
-        if length < 0 or found > start + length:
-            partial.unlink()
-        raise InputError(
-            f"expected {start + length} bytes from {url}, got {found}; run this again to go on"
-        )
-    partial.replace(path)
 
 
 def main(args: Args) -> list[Report]:

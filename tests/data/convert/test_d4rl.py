@@ -433,6 +433,9 @@ class Server(http.server.BaseHTTPRequestHandler):
         body = self.content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
+        if start:
+            total = len(self.content)
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         self.end_headers()
         self.wfile.write(body if self.cut is None else body[: self.cut])
 

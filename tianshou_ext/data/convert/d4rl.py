@@ -8,12 +8,9 @@ episode ends without either flag (v0) the environment's time limit says. ``infos
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,6 @@ from typing import Any, Unpack
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from tianshou_ext.data.convert.common import (
     Block,
@@ -34,6 +30,7 @@ from tianshou_ext.data.convert.common import (
     write_blocks,
 )
 from tianshou_ext.data.defects import known_defects
+from tianshou_ext.data.download import fetch
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import Reference, reference_scores, references
 
@@ -158,54 +155,8 @@ def _find(src: str, settings: Settings) -> tuple[Path, list[Reference]]:
     folder = Path(home).expanduser()
     path = folder / Path(asked.dataset_file).name
     if not path.exists():
-        _download(DATASETS + asked.dataset_file, path, settings.progress)
+        fetch(DATASETS + asked.dataset_file, path, progress=settings.progress)
     return path, [asked, *(one for one in same if one != asked)]
-
-
-def _download(url: str, path: Path, progress: bool) -> None:
-    """Fetch a file, going on with what an earlier try left.
-
-    :raises InputError: if that fails; what came is kept for the next try.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        have = partial.stat().st_size if partial.exists() else 0
-        try:
-            reply = _request(url, have)
-        except urllib.error.HTTPError as error:
-            if error.code != 416:  # nothing after that place: what is there cannot be trusted
-                raise
-            have, reply = 0, _request(url, 0)
-        with reply:
-            have = have if reply.status == 206 else 0
-            length = reply.headers.get("Content-Length")
-            total = have + int(length) if length else None
-            bar = tqdm(
-                total=total,
-                initial=have,
-                desc=path.name,
-                unit="B",
-                unit_scale=True,
-                disable=not progress,
-            )
-            with bar, partial.open("ab" if have else "wb") as file:
-                while chunk := reply.read(1 << 20):
-                    bar.update(file.write(chunk))
-        size = partial.stat().st_size
-        if total is not None and size != total:
-            raise OSError(f"{size} of {total} bytes came")
-        partial.replace(path)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(
-            f"expected to download {url}, but that failed ({' '.join(str(error).split())[:200]}); "
-            f"try again to go on, or put the file by hand at {path}"
-        ) from error
-
-
-def _request(url: str, start: int) -> Any:
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
 
 
 # Reading the flags
