@@ -34,7 +34,7 @@ from tianshou_ext.cli import launch
 from tianshou_ext.data.convert.tfrecord import crc32c, masked
 
 WORKER = """
-import json, resource, sys, time
+import json, sys, time
 from tianshou_ext.cli import COMMANDS, _load
 name, warm, src, dst, options = sys.argv[1:]
 convert = _load(COMMANDS["convert"][name])
@@ -42,13 +42,14 @@ convert(warm, dst + ".warm", progress=False)  # loads compiled code
 cpu, start = time.process_time(), time.perf_counter()
 report = convert(src, dst, progress=False, **json.loads(options))
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+with open("/proc/self/status") as file:  # ru_maxrss would count the parent's memory too
+    peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1e3
 print(json.dumps({"rows": report.rows, "seconds": seconds, "cpu": cpu, "mb": peak}))
 """
 # The way of examples/offline/convert_rl_unplugged_atari.py: each record parsed and decoded by
 # eager calls, all rows kept in memory, then written with gzip level 4.
 TENSORFLOW = """
-import json, resource, sys, time
+import json, sys, time
 import h5py, numpy as np, tensorflow as tf
 src, dst = sys.argv[1:]
 scalar = lambda kind: tf.io.FixedLenFeature([], kind)
@@ -71,7 +72,8 @@ with h5py.File(dst, "w") as file:
     for key, values in columns.items():
         file.create_dataset(key, data=np.stack(values), compression="gzip", compression_opts=4)
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+with open("/proc/self/status") as file:  # ru_maxrss would count the parent's memory too
+    peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1e3
 print(json.dumps({"rows": len(values), "seconds": seconds, "cpu": cpu, "mb": peak}))
 """
 
