@@ -2,7 +2,7 @@
 # setup.cfg or the constraints change.
 
 # The main job: discrete CQL on Pong, data set included.
-RUN := examples/atari/atari_cql.py --task PongNoFrameskip-v4 --epoch 6 --update-per-epoch 2500 \
+RUN := examples/atari/atari_cql.py --task PongNoFrameskip-v4 --epoch 4 --update-per-epoch 2500 \
 	--min-q-weight 500 --lr 3e-4 --target-update-freq 2000
 ARGS :=
 
