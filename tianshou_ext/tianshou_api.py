@@ -252,10 +252,13 @@ def run_online(
     logger: BaseLogger,
     train_fn: Callable[[int, int], None],
     test_fn: Callable[[int, int | None], None],
+    resume: bool = False,
     show_progress: bool = True,
+    verbose: bool = True,
 ) -> Any:
     """Run Tianshou's own off-policy trainer and return its ``InfoStats``.
 
+    :param resume: start where ``logger.restore_data()`` says: (epoch, env_step, gradient_step).
     :param update_per_step: gradient steps for each environment step.
     :param train_fn: called with (epoch, env_step) before each collection.
     :param test_fn: called with (epoch, env_step) before each test.
@@ -265,7 +268,9 @@ def run_online(
         "batch_size": batch_size,
         "logger": logger,
         "test_fn": test_fn,
+        "resume_from_log": resume,
         "show_progress": show_progress,
+        "verbose": verbose,
     }
     if LINE >= 2:
         params = OffPolicyTrainerParams(

@@ -97,7 +97,7 @@ def filled_rows(buffer: ReplayBuffer) -> np.ndarray[Any, Any]:
     return np.concatenate(parts)
 
 
-def _as_act(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def as_act(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return whole-numbered actions as int64, others as float32."""
     dtype = np.int64 if np.issubdtype(values.dtype, np.integer) else np.float32
     return np.ascontiguousarray(values, dtype=dtype)
@@ -195,7 +195,7 @@ class Replay:
         return staged.to(self.device)
 
     def _stage_act(self, values: Any) -> Tensor:
-        return torch.from_numpy(_as_act(values)).to(self.device)
+        return torch.from_numpy(as_act(values)).to(self.device)
 
     def _stack_table(self) -> Tensor:
         columns = [np.arange(len(self.prev_row))]
@@ -305,7 +305,7 @@ def sample_growing(
     first, final = buffer[rows], buffer[last]
     return Transitions(
         obs=torch.as_tensor(np.asarray(first.obs)),
-        act=torch.as_tensor(_as_act(np.asarray(first.act))),
+        act=torch.as_tensor(as_act(np.asarray(first.act))),
         rew=torch.as_tensor(rew, dtype=torch.float32),
         terminated=torch.as_tensor(np.asarray(final.terminated), dtype=torch.float32),
         obs_next=torch.as_tensor(np.asarray(final.obs_next)),

@@ -8,6 +8,7 @@ from tianshou_ext.policy.discrete_cql import DiscreteCQLConfig, DiscreteCQLPolic
 from tianshou_ext.policy.discrete_crr import DiscreteCRRConfig, DiscreteCRRPolicy
 from tianshou_ext.policy.discrete_iql import DiscreteIQLConfig, DiscreteIQLPolicy
 from tianshou_ext.policy.registry import METHODS, Method, get_method, method_name
+from tianshou_ext.policy.sac_n import SACNConfig, SACNPolicy, lb_sac_config
 
 __all__ = [
     "METHODS",
@@ -24,6 +25,9 @@ __all__ = [
     "Method",
     "OfflinePolicy",
     "PolicyConfig",
+    "SACNConfig",
+    "SACNPolicy",
     "get_method",
+    "lb_sac_config",
     "method_name",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -18,7 +19,9 @@ from gymnasium.spaces import Box, Discrete
 from tianshou.data import Batch
 from tianshou.utils.torch_utils import torch_train_mode
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from tianshou_ext.data.growing import GrowingReplay
 from tianshou_ext.data.normalize import ObsNormalizer
 from tianshou_ext.data.replay import Replay, Transitions, sample_growing
 from tianshou_ext.errors import InputError
@@ -80,6 +83,7 @@ class OfflinePolicy(BasePolicy):
         self.generators = {
             "sample": torch.Generator().manual_seed(seed),
             "act": torch.Generator().manual_seed(seed + 1),
+            "learn": torch.Generator().manual_seed(seed + 2),
         }
         self.num_updates = 0
         self.eps = 0.0
@@ -90,7 +94,7 @@ class OfflinePolicy(BasePolicy):
         """Of the last gradient step whose metrics were brought to the host."""
         self._targets: list[tuple[nn.Module, nn.Module]] = []
         # What was staged: the buffer, its fill state then, and the staged data.
-        self._staged: tuple[ReplayBuffer, tuple[Any, ...], Replay] | None = None
+        self._staged: tuple[ReplayBuffer, tuple[Any, ...], Replay | GrowingReplay | None] | None = None
 
     # ---- what a method writes -------------------------------------------------------------
 
@@ -147,16 +151,55 @@ class OfflinePolicy(BasePolicy):
     # ---- helpers for methods --------------------------------------------------------------
 
     def add_optimizer(self, name: str, optim: Any, *modules: nn.Module) -> None:
-        """Register the optimizer of ``modules`` (a torch one, or a Tianshou 2.x factory)."""
+        """Register the optimizer of ``modules`` (a torch one, or a Tianshou 2.x factory).
+
+        A second one for the same loss is called as the first with a 2: critic, critic2.
+        """
         owner = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
         self.optimizers[name] = as_optimizer(optim, owner)
 
-    def optimize(self, name: str, loss: Tensor) -> None:
-        """Take one step of the named optimizer down the gradient of ``loss``."""
-        optim = self.optimizers[name]
-        optim.zero_grad(set_to_none=True)
+    def optimize(self, loss: Tensor, *names: str) -> None:
+        """Take one step down the gradient of ``loss``.
+
+        :param names: of the optimizers that step; ``critic`` stands for ``critic2`` too. All if
+            none is given.
+        """
+        optims = [
+            optim
+            for name, optim in self.optimizers.items()
+            if not names or name.removesuffix("2") in names
+        ]
+        for optim in optims:
+            optim.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optim.step()
+        for optim in optims:
+            optim.step()
+
+    @staticmethod
+    def frozen(module: nn.Module) -> Callable[..., Any]:
+        """Return ``module`` as a function through which no gradient reaches its parameters."""
+        weights = {name: p.detach() for name, p in module.named_parameters()}
+
+        def call(*args: Tensor) -> Any:
+            return functional_call(module, weights, args)
+
+        return call
+
+    def randn_like(self, like: Tensor) -> Tensor:
+        """Return standard normal numbers for a gradient step, from the policy's own generator."""
+        return self.randn(*like.shape)
+
+    def randn(self, *shape: int) -> Tensor:
+        """Return standard normal numbers for a gradient step, from the policy's own generator."""
+        return torch.randn(shape, generator=self.generators["learn"]).to(self.device)
+
+    def rand(self, *shape: int) -> Tensor:
+        """Return uniform numbers in [0, 1) for a gradient step, from the policy's own generator."""
+        return torch.rand(shape, generator=self.generators["learn"]).to(self.device)
+
+    def act_noise(self, like: Tensor) -> Tensor:
+        """Return standard normal numbers for acting, from the policy's own generator."""
+        return torch.randn(like.shape, generator=self.generators["act"]).to(like.device)
 
     def add_target(self, source: nn.Module) -> nn.Module:
         """Return a frozen copy of ``source``, to be updated by the methods below."""
@@ -238,13 +281,17 @@ class OfflinePolicy(BasePolicy):
 
     def process_buffer(self, buffer: ReplayBuffer) -> ReplayBuffer:
         """Stage the buffer; Tianshou's trainers call this once before they start."""
-        if self._replay(buffer) is None:
+        if not isinstance(self._replay(buffer), Replay):
             self._staged = None  # it has grown since it was staged, and is whole again
             self._replay(buffer)
         return buffer
 
-    def _replay(self, buffer: ReplayBuffer) -> Replay | None:
-        """Return the staged buffer, or None if it has grown since (then it is sampled directly)."""
+    def _replay(self, buffer: ReplayBuffer) -> Replay | GrowingReplay | None:
+        """Return the staged buffer, or None if it has grown and must be sampled directly.
+
+        A buffer that has grown since it was staged is staged row by row from then on; frames, and
+        buffers that do not store ``obs_next``, are sampled directly.
+        """
         fill = (buffer.maxsize, len(buffer), *np.asarray(buffer.last_index).tolist())
         if self._staged is None or self._staged[0] is not buffer:
             replay = Replay(buffer, self.device)
@@ -253,15 +300,22 @@ class OfflinePolicy(BasePolicy):
             if self.obs_norm is not None:
                 self.obs_norm.fit(replay)
             self.on_fit_start(replay)
-        _, fill_then, replay = self._staged
-        if fill == fill_then:
-            return replay
-        self._staged = (buffer, (), replay)  # a ring comes round to the same fill state again
-        return None
+        _, fill_then, staged = self._staged
+        if isinstance(staged, Replay):
+            if fill == fill_then:
+                return staged
+            # A ring comes round to the same fill state again, so it never counts as unchanged.
+            staged = GrowingReplay(buffer, self.device) if GrowingReplay.suits(buffer) else None
+            self._staged = (buffer, (), staged)
+        if staged is not None:
+            staged.sync()
+        return staged
 
     def process_fn(self, batch: Any, buffer: ReplayBuffer, indices: Any) -> Transitions:
         """Return the transitions at ``indices``, with n-step rewards; as Tianshou 1.2 calls it."""
-        replay = self._replay(buffer) or Replay(buffer, self.device)
+        replay = self._replay(buffer)
+        if not isinstance(replay, Replay):
+            replay = Replay(buffer, self.device)
         rows = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
         return replay.gather(rows, gamma=self.config.gamma, n_step=self.config.n_step)
 
@@ -316,7 +370,7 @@ class OfflinePolicy(BasePolicy):
             return OfflineTrainingStats()
         start = time.monotonic()
         replay = self._replay(buffer)
-        if replay is not None:
+        if replay is not None and (sample_size or isinstance(replay, Replay)):
             batch = replay.sample(
                 sample_size,
                 self.generators["sample"],

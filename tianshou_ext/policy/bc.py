@@ -108,7 +108,7 @@ class BCPolicy(OfflinePolicy):
         else:
             loss = functional.mse_loss(torch.tanh(output), batch.act)
             metrics = {"loss": loss}
-        self.optimize("actor", loss)
+        self.optimize(loss, "actor")
         return metrics
 
     def cloning_loss(self, logits: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,7 @@ class DiscreteBCQPolicy(OfflinePolicy):
         q, logits = self.values_and_logits(batch.obs)
         losses = self.losses(q, logits, batch.act, target)
         loss = sum(losses.values(), torch.zeros((), device=q.device))
-        self.optimize("model", loss)
+        self.optimize(loss, "model")
         return {"loss": loss, **losses, "q/mean": q.detach().mean()}
 
     def values_and_logits(self, obs: Tensor) -> tuple[Tensor, Tensor]:

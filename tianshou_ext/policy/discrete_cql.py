@@ -123,7 +123,7 @@ class DiscreteCQLPolicy(OfflinePolicy):
         quantiles, _ = self.model(batch.obs)  # (B, A, N)
         td_loss, min_q_loss, q = self.losses(quantiles, batch.act, target)
         loss = td_loss + self.config.min_q_weight * min_q_loss
-        self.optimize("model", loss)
+        self.optimize(loss, "model")
         return {
             "loss": loss,
             "loss/td": td_loss,

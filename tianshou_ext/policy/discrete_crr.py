@@ -146,7 +146,7 @@ class DiscreteCRRPolicy(OfflinePolicy):
         if self.config.min_q_weight > 0:
             metrics["loss/min_q"] = conservative_loss(q, batch.act).mean()
             loss = loss + self.config.min_q_weight * metrics["loss/min_q"]
-        self.optimize("actor_critic", loss)
+        self.optimize(loss, "actor_critic")
         return {"loss": loss, **metrics, "q/mean": q.detach().mean()}
 
     @staticmethod

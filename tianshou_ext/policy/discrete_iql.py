@@ -144,15 +144,15 @@ class DiscreteIQLPolicy(OfflinePolicy):
     def gradient_step(self, batch: Transitions) -> dict[str, Tensor]:
         q = self.target_q(batch)  # (B,)
         value_loss = self.value_loss(self.value(batch.obs)[0].squeeze(1), q)
-        self.optimize("value", value_loss)
+        self.optimize(value_loss, "value")
         with torch.no_grad():
             v = self.value(batch.obs)[0].squeeze(1)  # (B,)
             v_next = self.value(batch.obs_next)[0].squeeze(1)  # (B,)
         actor_loss = self.actor_loss(self.actor(batch.obs)[0], batch.act, q - v)
-        self.optimize("actor", actor_loss)
+        self.optimize(actor_loss, "actor")
         target = batch.rew + batch.discount * (1.0 - batch.terminated) * v_next
         critic_loss = self.critic_loss(self.critic(batch.obs)[0], batch.act, target)
-        self.optimize("critic", critic_loss)
+        self.optimize(critic_loss, "critic")
         self.move_targets(self.config.tau)
         return {
             "loss/value": value_loss,

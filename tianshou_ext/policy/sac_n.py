@@ -1,0 +1,217 @@
+"""SAC-N: soft actor-critic with the least of N critics.
+
+An, Moon, Kim, Song: "Uncertainty-Based Offline Reinforcement Learning with Diversified Q-Ensemble",
+NeurIPS 2021, arXiv 2110.01548. Official code: snu-mllab/EDAC.
+
+    y       = r + gamma (1 - terminated) (min_i Qt_i(s', a') - alpha log pi(a'|s')),  a' ~ pi(s')
+    L_critic = sum_i mean((Q_i(s, a) - y)^2)
+    L_actor  = mean(alpha log pi(a~|s) - min_i Q_i(s, a~)),                           a~ ~ pi(s)
+    L_alpha  = -log(alpha) mean(log pi(a~|s) + target entropy)
+    Qt      <- (1 - tau) Qt + tau Q
+
+All losses are of the weights before the step, as in the official code. With two critics this is
+SAC (arXiv 1812.05905), which also trains the behaviour policies of our own data sets online. With a
+large batch and few critics it is LB-SAC (arXiv 2211.11092): ``lb_sac_config``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from tianshou_ext.data.normalize import ObsNorm, ObsNormalizer
+from tianshou_ext.data.replay import Transitions
+from tianshou_ext.nn.actor_critic import (
+    EnsembleCritic,
+    GaussianActor,
+    as_ensemble,
+    edac_init,
+    tanh_normal_sample,
+)
+from tianshou_ext.nn.nets import make_adam
+from tianshou_ext.policy.base import OfflinePolicy
+from tianshou_ext.policy.config import PolicyConfig, make_config
+from tianshou_ext.policy.registry import register
+
+LOG_STD_BOUNDS = (-5.0, 2.0)
+"""Official code, lifelong_rl/policies/models/tanh_gaussian_policy.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACNConfig(PolicyConfig):
+    """Hyperparameters of SAC-N; defaults are the paper's for HalfCheetah."""
+
+    lr: float = 3e-4
+    """Adam's learning rate, of actor, critics and temperature."""
+    hidden_sizes: tuple[int, ...] = (256, 256, 256)
+    """Widths of the fully connected layers."""
+    obs_norm: ObsNorm = "none"
+    """``standard``: by the data's mean and std; ``none``: as they are."""
+    num_critics: int = 10
+    """Critics whose minimum is taken, at least 1; N in the paper."""
+    tau: float = 0.005
+    """Share of the critics in their targets after each step, in (0, 1]."""
+    init_alpha: float = 1.0
+    """Initial temperature, above 0."""
+    auto_alpha: bool = True
+    """Learn the temperature."""
+    target_entropy: float | None = None
+    """Entropy that the temperature aims at; minus the number of action dimensions if None."""
+    layer_norm: Literal["none", "before", "after"] = "none"
+    """Layer normalisation in the critics, before or after each ReLU."""
+    small_init: bool = True
+    """Initialise hidden biases with 0.1 and the heads near zero, as the official code does."""
+
+    def validate(self) -> None:
+        super().validate()
+        self.check(self.num_critics >= 1, "num_critics", "at least 1")
+        self.check(0.0 < self.tau <= 1.0, "tau", "in (0, 1]")
+        self.check(self.init_alpha > 0.0, "init_alpha", "above 0")
+        norms = ("none", "before", "after")
+        self.check(self.layer_norm in norms, "layer_norm", f"one of {', '.join(norms)}")
+
+
+@register(
+    "sac_n",
+    title="SAC-N",
+    paper="arXiv 2110.01548",
+    actions="continuous",
+    needs=("reward", "next observation"),
+)
+class SACNPolicy(OfflinePolicy):
+    """SAC-N.
+
+    :param actor: ``(obs, state) -> ((mean, std), state)``, (B, A) each, before tanh.
+    :param critic: ``(obs, act) -> (N, B)`` values, or one of Tianshou's, ``-> (B, 1)``.
+    :param critic2: a second one of Tianshou's.
+    :param actor_optim, critic_optim, critic2_optim: over the parameters of each.
+    :param alpha_optim: over ``log_alpha``; an Adam with the config's learning rate if None.
+    :param options: fields of ``SACNConfig``, or Tianshou's names of them.
+    """
+
+    config_class = SACNConfig
+
+    def __init__(
+        self,
+        *,
+        actor: nn.Module,
+        actor_optim: Any,
+        critic: nn.Module,
+        critic_optim: Any,
+        critic2: nn.Module | None = None,
+        critic2_optim: Any = None,
+        action_space: Any,
+        observation_space: Any = None,
+        config: SACNConfig | None = None,
+        obs_norm: ObsNormalizer | None = None,
+        lr_scheduler: Any = None,
+        seed: int = 0,
+        action_scaling: bool | None = None,
+        action_bound_method: Any = "clip",
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            action_space=action_space,
+            observation_space=observation_space,
+            config=make_config(self.config_class, config, options),
+            obs_norm=obs_norm,
+            lr_scheduler=lr_scheduler,
+            seed=seed,
+            action_scaling=action_scaling,
+            action_bound_method=action_bound_method,
+        )
+        self.actor = actor
+        self.critic = as_ensemble(critic, critic2)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(self.config.init_alpha)))
+        act_dim = math.prod(action_space.shape)
+        entropy = self.config.target_entropy
+        self.target_entropy = -float(act_dim) if entropy is None else entropy
+        self.add_optimizer("actor", actor_optim, actor)
+        self.add_optimizer("critic", critic_optim, critic)
+        if critic2 is not None:
+            self.add_optimizer("critic2", critic2_optim, critic2)
+        self.optimizers["alpha"] = torch.optim.Adam([self.log_alpha], lr=self.config.lr)
+        self.critic_target = self.add_target(self.critic)
+
+    @classmethod
+    def from_config(
+        cls, observation_space: Any, action_space: Any, config: Any, device: Any, seed: int
+    ) -> Self:
+        shape, act_dim = observation_space.shape, math.prod(action_space.shape)
+        actor = GaussianActor(shape, act_dim, config.hidden_sizes, log_std_bounds=LOG_STD_BOUNDS)
+        critic = EnsembleCritic(
+            shape, act_dim, config.hidden_sizes, config.num_critics, layer_norm=config.layer_norm
+        )
+        if config.small_init:
+            edac_init(actor, critic)
+        actor, critic = actor.to(device), critic.to(device)
+        return cls(
+            actor=actor,
+            actor_optim=make_adam(actor, lr=config.lr),
+            critic=critic,
+            critic_optim=make_adam(critic, lr=config.lr),
+            action_space=action_space,
+            observation_space=observation_space,
+            config=config,
+            obs_norm=ObsNormalizer(shape, config.obs_norm).to(device),
+            seed=seed,
+        ).to(device)
+
+    def act(self, obs: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
+        (mean, std), _ = self.actor(obs)
+        if deterministic:
+            return torch.tanh(mean), mean
+        return torch.tanh(mean + std * self.act_noise(mean)), mean
+
+    def gradient_step(self, batch: Transitions) -> dict[str, Tensor]:
+        alpha = self.log_alpha.detach().exp()
+        (mean, std), _ = self.actor(batch.obs)
+        act, log_prob = tanh_normal_sample(mean, std, self.randn_like(mean))
+        q_act = self.frozen(self.critic)(batch.obs, act).amin(0)  # (B,)
+        actor_loss = (alpha * log_prob - q_act).mean()
+        target = self.critic_targets(batch, alpha)
+        q = self.critic(batch.obs, batch.act)  # (N, B)
+        critic_loss = self.critic_loss(q, target)
+        loss = actor_loss + critic_loss
+        if self.config.auto_alpha:
+            loss = loss - self.log_alpha * (log_prob.detach().mean() + self.target_entropy)
+        self.optimize(loss)
+        self.move_targets(self.config.tau)
+        return {
+            "loss/critic": critic_loss,
+            "loss/actor": actor_loss,
+            "alpha": alpha,
+            "entropy": -log_prob.mean(),
+            "q/data": q.mean(),
+            "q/policy": q_act.mean(),
+        }
+
+    @torch.no_grad()
+    def critic_targets(self, batch: Transitions, alpha: Tensor) -> Tensor:
+        """Return y, (B,)."""
+        (mean, std), _ = self.actor(batch.obs_next)
+        act, log_prob = tanh_normal_sample(mean, std, self.randn_like(mean))
+        q = self.critic_target(batch.obs_next, act).amin(0) - alpha * log_prob
+        return batch.rew + batch.discount * (1.0 - batch.terminated) * q
+
+    @staticmethod
+    def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+        """Return the squared TD error, summed over critics, mean over the batch.
+
+        :param q: (N, B).
+        :param target: (B,) without gradient.
+        """
+        return (q - target).square().mean(1).sum()
+
+
+def lb_sac_config(batch_size: int = 10_000, **options: Any) -> SACNConfig:
+    """Return LB-SAC: SAC-N with few critics, whose learning rate grows with the root of the batch.
+
+    arXiv 2211.11092: ``lr = 3e-4 sqrt(batch_size / 256)``, PyTorch's own initial weights.
+    """
+    lr = 3e-4 * math.sqrt(batch_size / 256)
+    return SACNConfig(**{"lr": lr, "num_critics": 4, "small_init": False, **options})
