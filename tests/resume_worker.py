@@ -36,15 +36,18 @@ def make(name: str, obs: str) -> tuple[OfflinePolicy, ReplayBuffer]:
         {"stack_num": 4, "ignore_obs_next": True, "save_only_last_obs": True} if frames else {}
     )
     space = Box(0, 255, (4, 36, 36), np.uint8) if frames else Box(-9, 9, (3,), np.float32)
+    discrete = METHODS[name].actions != "continuous"
     buffer = ReplayBuffer(40, **options)
     for t in range(40):
         one, after = (rng.integers(0, 9, space.shape).astype(space.dtype) for _ in range(2))
-        row = Batch(obs=one, act=int(rng.integers(3)), rew=float(rng.normal()), obs_next=after)
+        act = int(rng.integers(3)) if discrete else rng.uniform(-1, 1, 2).astype(np.float32)
+        row = Batch(obs=one, act=act, rew=float(rng.normal()), obs_next=after)
         row.update(terminated=t % 8 == 7, truncated=False, info={})
         buffer.add(row)
     known = {f.name for f in fields(METHODS[name].config_class)}
     chosen = {key: value for key, value in SMALL.items() if key in known}
-    policy = METHODS[name].policy_class.build(space, Discrete(3), seed=1, **chosen)
+    acts = Discrete(3) if discrete else Box(-1, 1, (2,), np.float32)
+    policy = METHODS[name].policy_class.build(space, acts, seed=1, **chosen)
     return policy, buffer
 
 

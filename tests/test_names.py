@@ -20,13 +20,17 @@ every_method = pytest.mark.parametrize("name", list(METHODS))
 
 @every_method
 def test_a_method_has_its_file_test_page_and_example(name):
-    short = "il" if name == "bc" else name.removeprefix("discrete_")
-    for path in (
+    paths = [
         f"tianshou_ext/policy/{name}.py",
         f"tests/policy/test_{name}.py",
         f"docs/methods/{name}.md",
-        f"examples/atari/atari_{short}.py",
-    ):
+    ]
+    if METHODS[name].actions != "continuous":
+        short = "il" if name == "bc" else name.removeprefix("discrete_")
+        paths.append(f"examples/atari/atari_{short}.py")
+    if METHODS[name].actions != "discrete":
+        paths.append(f"examples/mujoco/mujoco_{name}.py")
+    for path in paths:
         assert (ROOT / path).is_file(), f"{name} lacks {path}"
 
 
@@ -61,8 +65,8 @@ def test_registry_says_what_users_need(name, make_policy):
     assert method.title
     assert method.paper
     assert method.actions in ("discrete", "continuous", "both")
-    if method.actions != "continuous":
-        assert method_name(make_policy(name)) == name
+    actions = "continuous" if method.actions == "continuous" else "discrete"
+    assert method_name(make_policy(name, actions=actions)) == name
 
 
 def test_unknown_method_gives_the_list():

@@ -253,13 +253,13 @@ def restore_rows(buffer: ReplayBuffer, path: Path) -> None:
         )
     with h5py.File(path, "r") as file:
         state = np.asarray(file.attrs["state"])
-        if len(state) != len(subs) or any(n > sub.maxsize for (n, *_), sub in zip(state, subs)):
+        if len(state) != len(subs) or state[:, 0].max() > min(sub.maxsize for sub in subs):
             raise InputError(
                 f"expected a buffer of {len(subs)} environments at {path}, got one of "
                 f"{len(state)}, or a larger one; use the settings of the run"
             )
         starts = np.cumsum([0, *(sub.maxsize for sub in subs)])
-        rows = np.concatenate([s + np.arange(n) for s, (n, *_) in zip(starts, state)])
+        rows = np.concatenate([s + np.arange(n) for s, (n, *_) in zip(starts, state, strict=False)])
         columns = {}
         for key, values in file.items():
             column = np.zeros((buffer.maxsize, *values.shape[1:]), values.dtype)

@@ -6,6 +6,7 @@ generator: a run that is resumed draws the same batches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,22 @@ class GrowingReplay:
 
     :param buffer: of one or several environments; may be a ring that overwrites its oldest rows.
     :param device: where batches are wanted.
+    :param transform: of single-step rewards.
+    :param next_act: give the data's next action too; where the buffer has none yet, and at
+        truncations, it is the row's own.
     """
 
-    def __init__(self, buffer: ReplayBuffer, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        buffer: ReplayBuffer,
+        device: torch.device | str = "cpu",
+        *,
+        transform: Callable[[Tensor], Tensor] = lambda rew: rew,
+        next_act: bool = False,
+    ) -> None:
         self.buffer = buffer
+        self.transform = transform
+        self.next_act = next_act
         self.device = torch.device(device)
         self._subs = list(getattr(buffer, "buffers", [buffer]))
         sizes = [sub.maxsize for sub in self._subs]
@@ -83,7 +96,10 @@ class GrowingReplay:
                 shape = (self.buffer.maxsize, *values.shape[1:])
                 new = torch.zeros(shape, dtype=torch.from_numpy(values).dtype)
                 self._columns[key] = new.to(self.device)
-            self._columns[key][at.to(self.device)] = torch.from_numpy(values).to(self.device)
+            staged = torch.from_numpy(values).to(self.device)
+            if key == "rew":
+                staged = self.transform(staged)
+            self._columns[key][at.to(self.device)] = staged
 
     def _join(self, start: int, places: Array, before: int | None) -> None:
         """Note what follows what: each new row its predecessor, unless that ended an episode."""
@@ -95,8 +111,13 @@ class GrowingReplay:
         newest = int(chain[-1])
         self.next[newest], self.follows[newest] = newest, False
 
-    def _rows(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
-        drawn = torch.randint(len(self), (batch_size,), generator=generator)
+    def _rows(self, batch_size: int | None, generator: torch.Generator | None) -> Tensor:
+        if batch_size:
+            drawn = torch.randint(len(self), (batch_size,), generator=generator)
+        elif batch_size is None:
+            drawn = torch.randperm(len(self), generator=generator)
+        else:
+            drawn = torch.arange(len(self))
         if len(self._subs) == 1:
             return drawn
         ends = torch.from_numpy(np.cumsum(self._filled))
@@ -106,13 +127,13 @@ class GrowingReplay:
 
     def sample(
         self,
-        batch_size: int,
+        batch_size: int | None,
         generator: torch.Generator | None = None,
         *,
         gamma: float = 0.99,
         n_step: int = 1,
     ) -> Transitions:
-        """Return ``batch_size`` transitions drawn uniformly with replacement, as ``Replay``."""
+        """Return transitions as ``Replay.sample`` does."""
         rows = self._rows(batch_size, generator)
         here, columns = rows.to(self.device), self._columns
         last = rows
@@ -132,4 +153,5 @@ class GrowingReplay:
             terminated=columns["terminated"][end],
             obs_next=columns["obs_next"][end],
             discount=discount,
+            act_next=columns["act"][self.next[last].to(self.device)] if self.next_act else None,
         )

@@ -1,21 +1,28 @@
-"""Observation normalisation that is part of a policy's saved state.
+"""Normalisation of observations and rewards that is part of a policy's saved state.
 
-``y = (obs - shift) / scale``. For vectors, shift and scale are the data's mean and standard
-deviation (TD3+BC, arXiv 2106.06860, section 5: ``std + 1e-3``). For frames, shift is the data's
-mean frame and scale one number: with frames divided by 255, a moving ball of a few pixels hardly
-changes what the network sees, and cloning Pong stays at the entropy of the action frequencies.
+Observations: ``y = (obs - shift) / scale``. For vectors, shift and scale are the data's mean and
+standard deviation (TD3+BC, arXiv 2106.06860, section 5: ``std + 1e-3``). For frames, shift is the
+data's mean frame and scale one number: with frames divided by 255, a moving ball of a few pixels
+hardly changes what the network sees, and cloning Pong stays at the entropy of the action
+frequencies.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tianshou_ext.data.replay import Replay
+from tianshou_ext.errors import InputError
 
 ObsNorm = Literal["standard", "255", "none"]
+RewardNorm = Literal["none", "return_range", "standard", "minus_one"]
+
+RETURN_RANGE = 1000.0
+"""What returns span after ``return_range``: IQL, official repo, train_offline.py."""
 
 FRAME_SCALE = 20.0
 """Grey levels to one unit, our choice; see docs/methods/discrete_cql.md for what it does."""
@@ -80,3 +87,70 @@ class ObsNormalizer(nn.Module):
             return obs.float()
         # uint8 minus float32 promotes to float32 in one pass over the frames.
         return (obs - self.shift).div_(self.scale)
+
+
+class RewardNormalizer(nn.Module):
+    """Map rewards to ``scale * (rew - shift)``, the same for logged and for new ones.
+
+    :param kind: ``return_range`` makes the returns of the data's episodes span 1000 (IQL,
+        arXiv 2110.06169, section 5.1), ``standard`` subtracts their mean and divides by their
+        deviation (EDAC on Adroit), ``minus_one`` subtracts 1 (IQL on AntMaze), ``none`` leaves
+        them.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    is_fitted: Tensor
+
+    def __init__(self, kind: RewardNorm = "none") -> None:
+        super().__init__()
+        self.kind: RewardNorm = kind
+        self.register_buffer("shift", torch.tensor(1.0 if kind == "minus_one" else 0.0))
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("is_fitted", torch.tensor(kind in ("none", "minus_one")))
+
+    def fit(self, replay: Replay) -> None:
+        """Fit to the data once; a fitted or restored normaliser is left alone.
+
+        :raises InputError: if all returns, or all rewards, are the same.
+        """
+        if bool(self.is_fitted):
+            return
+        rew = replay.rew[replay.rows.to(replay.rew.device)].double()
+        if self.kind == "return_range":
+            returns = episode_returns(replay)
+            spread = float(returns.max() - returns.min())
+            what = f"the returns of {len(returns)} episodes"
+        else:
+            spread, what = float(rew.std(correction=0)), f"{len(rew)} rewards"
+        if not spread > 0.0:
+            raise InputError(
+                f"expected rewards that differ for reward_norm {self.kind}, got the same in "
+                f"{what}; pass --reward-norm none"
+            )
+        if self.kind == "return_range":
+            self.scale.fill_(RETURN_RANGE / spread)
+        else:
+            self.shift.copy_(rew.mean())
+            self.scale.fill_(1.0 / spread)
+        self.is_fitted.fill_(True)
+
+    def forward(self, rew: Tensor) -> Tensor:
+        """Normalise single-step rewards of any shape."""
+        return rew if self.kind == "none" else (rew - self.shift) * self.scale
+
+
+def episode_returns(replay: Replay) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Return the undiscounted return of each episode, in the order of the rows, (E,).
+
+    An episode ends where no transition follows; one that the data cut counts as it is.
+    """
+    rows = replay.rows
+    rew = replay.rew[rows.to(replay.rew.device)].double().cpu().numpy()
+    ends = ~replay.follows[rows].numpy()
+    ends |= (
+        replay.next[rows].numpy() != rows.numpy() + 1
+    )  # a ring's episode that goes on at its start
+    starts = np.concatenate([[0], np.flatnonzero(ends[:-1]) + 1])
+    returns: np.ndarray[tuple[int], np.dtype[np.float64]] = np.add.reduceat(rew, starts)
+    return returns

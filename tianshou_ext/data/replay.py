@@ -18,6 +18,7 @@ as one extra row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,6 +42,8 @@ class Transitions:
     :param obs_next: (B, ...) the observation that the n steps lead to.
     :param discount: (B,) float32, gamma to the number of steps taken; a target is
         ``rew + discount * (1 - terminated) * value(obs_next)``.
+    :param act_next: (B, A) the data's action at ``obs_next``, where a method asks for it;
+        meaningless where ``terminated``.
     """
 
     obs: Tensor
@@ -49,13 +52,15 @@ class Transitions:
     terminated: Tensor
     obs_next: Tensor
     discount: Tensor
+    act_next: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rew)
 
     def to(self, device: torch.device | str) -> Transitions:
         """Return the batch on ``device``."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) for k, v in given.items() if v is not None}
         return Transitions(**moved)
 
 
@@ -109,11 +114,14 @@ class Replay:
     :param buffer: filled with transitions; not changed. Rows added later are not seen.
     :param device: where batches are wanted. Low-dimensional data are moved there once; frames
         stay in the buffer's memory and are moved batch by batch.
+    :param next_act: give the data's next action too, and leave out rows that have none.
     :raises InputError: if the buffer is empty, holds no transition with a known successor, NaN
         or infinite rewards or observations, or observations that are no plain array.
     """
 
-    def __init__(self, buffer: ReplayBuffer, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, buffer: ReplayBuffer, device: torch.device | str = "cpu", *, next_act: bool = False
+    ) -> None:
         if len(buffer) == 0:
             raise InputError("expected a buffer with transitions, got an empty one; fill it first")
         if not isinstance(buffer.obs, np.ndarray):
@@ -140,6 +148,10 @@ class Replay:
             # Without a stored successor, only a later row or a true end says what came next.
             at_edge = self.next_row[rows] == rows
             usable = ~at_edge | terminated[rows]
+        self.next_act = next_act
+        if next_act:
+            ended = (self.next_row[rows] == rows) | truncated[rows]
+            usable &= ~ended | terminated[rows]
         rows = rows[usable]
         if len(rows) == 0:
             raise InputError(
@@ -246,7 +258,12 @@ class Replay:
             terminated=self.terminated[last.to(self.device)],
             obs_next=self.next_observations(last),
             discount=discount,
+            act_next=self.act[self.next[last].to(self.device)] if self.next_act else None,
         )
+
+    def transform_rewards(self, transform: Callable[[Tensor], Tensor]) -> None:
+        """Replace the staged rewards by ``transform`` of them."""
+        self.rew = transform(self.rew)
 
     def sample(
         self,
@@ -273,13 +290,23 @@ class Replay:
 
 
 def sample_growing(
-    buffer: ReplayBuffer, batch_size: int | None, *, gamma: float, n_step: int
+    buffer: ReplayBuffer,
+    batch_size: int | None,
+    *,
+    gamma: float,
+    n_step: int,
+    transform: Callable[[Tensor], Tensor] = lambda rew: rew,
 ) -> Transitions:
     """Sample a buffer that is still being filled, through its own ``sample_indices``.
 
     Slower than a staged one, and always up to date. Shapes and n-step rewards as in ``Replay``;
     rows drawn without a known successor are left out, so that a batch may be a few rows smaller.
+
+    :param transform: of single-step rewards.
     """
+
+    def rewards(rows: np.ndarray[Any, Any]) -> Tensor:
+        return transform(torch.as_tensor(np.asarray(buffer.rew[rows], dtype=np.float32)))
 
     def has_successor(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Whether what followed is stored: not at the newest row, nor at a truncated one."""
@@ -293,21 +320,22 @@ def sample_growing(
     known = has_successor(rows)
     rows = rows[known] if known.any() else rows
     last = rows
-    rew = np.asarray(buffer.rew[rows], dtype=np.float32)
-    discount = np.full_like(rew, gamma)
+    rew = rewards(rows)
+    discount = torch.full_like(rew, gamma)
     for k in range(1, n_step):
         following = np.asarray(buffer.next(last))
         goes_on = (following != last) & ~np.asarray(buffer.done[last], dtype=bool)
         goes_on &= has_successor(following)
         last = np.where(goes_on, following, last)
-        rew = rew + goes_on * discount * np.asarray(buffer.rew[last], dtype=np.float32)
-        discount = np.where(goes_on, np.float32(gamma ** (k + 1)), discount)
+        alive = torch.from_numpy(goes_on)
+        rew = rew + alive * discount * rewards(last)
+        discount = torch.where(alive, gamma ** (k + 1), discount)
     first, final = buffer[rows], buffer[last]
     return Transitions(
         obs=torch.as_tensor(np.asarray(first.obs)),
         act=torch.as_tensor(as_act(np.asarray(first.act))),
-        rew=torch.as_tensor(rew, dtype=torch.float32),
+        rew=rew,
         terminated=torch.as_tensor(np.asarray(final.terminated), dtype=torch.float32),
         obs_next=torch.as_tensor(np.asarray(final.obs_next)),
-        discount=torch.as_tensor(discount, dtype=torch.float32),
+        discount=discount,
     )

@@ -22,9 +22,7 @@ class DeterministicActor(nn.Module):
     :param obs_shape: (D,) or (S, H, W).
     """
 
-    def __init__(
-        self, obs_shape: Sequence[int], act_dim: int, hidden_sizes: Sequence[int]
-    ) -> None:
+    def __init__(self, obs_shape: Sequence[int], act_dim: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
         self.trunk, width = make_trunk(obs_shape, hidden_sizes)
         self.head = nn.Linear(width, act_dim)
@@ -157,7 +155,9 @@ def as_ensemble(*critics: nn.Module | None) -> nn.Module:
 
 def linear_layers(module: nn.Module) -> Iterator[nn.Linear | EnsembleLinear]:
     """Yield the fully connected layers of ``module``, in order."""
-    yield from (layer for layer in module.modules() if isinstance(layer, nn.Linear | EnsembleLinear))
+    yield from (
+        layer for layer in module.modules() if isinstance(layer, nn.Linear | EnsembleLinear)
+    )
 
 
 @torch.no_grad()

@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tianshou_ext.data.growing import GrowingReplay
-from tianshou_ext.data.normalize import ObsNormalizer
+from tianshou_ext.data.normalize import ObsNormalizer, RewardNormalizer
 from tianshou_ext.data.replay import Replay, Transitions, sample_growing
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy.checks import check_data, check_spaces
 from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.registry import method_actions
 from tianshou_ext.tianshou_api import BasePolicy, ReplayBuffer, TrainingStats, as_optimizer
+
+Staged = Replay | GrowingReplay | None
 
 
 @dataclass(kw_only=True)
@@ -56,6 +58,8 @@ class OfflinePolicy(BasePolicy):
     """
 
     config_class: ClassVar[type[PolicyConfig]] = PolicyConfig
+    needs_next_act: ClassVar[bool] = False
+    """Whether batches must hold the data's action at the next observation."""
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class OfflinePolicy(BasePolicy):
         )
         self.config: Any = config
         self.obs_norm = obs_norm
+        self.reward_norm = RewardNormalizer(config.reward_norm)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.generators = {
             "sample": torch.Generator().manual_seed(seed),
@@ -94,7 +99,9 @@ class OfflinePolicy(BasePolicy):
         """Of the last gradient step whose metrics were brought to the host."""
         self._targets: list[tuple[nn.Module, nn.Module]] = []
         # What was staged: the buffer, its fill state then, and the staged data.
-        self._staged: tuple[ReplayBuffer, tuple[Any, ...], Replay | GrowingReplay | None] | None = None
+        self._staged: tuple[ReplayBuffer, tuple[Any, ...], Replay | GrowingReplay | None] | None = (
+            None
+        )
 
     # ---- what a method writes -------------------------------------------------------------
 
@@ -123,6 +130,7 @@ class OfflinePolicy(BasePolicy):
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             policy: Self = cls.from_config(observation_space, action_space, made, device, seed)
+        policy.to(device)
         return policy
 
     @classmethod
@@ -286,7 +294,7 @@ class OfflinePolicy(BasePolicy):
             self._replay(buffer)
         return buffer
 
-    def _replay(self, buffer: ReplayBuffer) -> Replay | GrowingReplay | None:
+    def _replay(self, buffer: ReplayBuffer) -> Staged:
         """Return the staged buffer, or None if it has grown and must be sampled directly.
 
         A buffer that has grown since it was staged is staged row by row from then on; frames, and
@@ -294,9 +302,12 @@ class OfflinePolicy(BasePolicy):
         """
         fill = (buffer.maxsize, len(buffer), *np.asarray(buffer.last_index).tolist())
         if self._staged is None or self._staged[0] is not buffer:
-            replay = Replay(buffer, self.device)
+            replay = Replay(buffer, self.device, next_act=self.needs_next_act)
             check_data(replay, self.observation_space, self.action_space)
             self._staged = (buffer, fill, replay)
+            self.reward_norm.to(self.device)
+            self.reward_norm.fit(replay)
+            replay.transform_rewards(self.reward_norm)
             if self.obs_norm is not None:
                 self.obs_norm.fit(replay)
             self.on_fit_start(replay)
@@ -305,7 +316,14 @@ class OfflinePolicy(BasePolicy):
             if fill == fill_then:
                 return staged
             # A ring comes round to the same fill state again, so it never counts as unchanged.
-            staged = GrowingReplay(buffer, self.device) if GrowingReplay.suits(buffer) else None
+            staged = None
+            if GrowingReplay.suits(buffer):
+                staged = GrowingReplay(
+                    buffer,
+                    self.device,
+                    transform=self.reward_norm,
+                    next_act=self.needs_next_act,
+                )
             self._staged = (buffer, (), staged)
         if staged is not None:
             staged.sync()
@@ -315,13 +333,15 @@ class OfflinePolicy(BasePolicy):
         """Return the transitions at ``indices``, with n-step rewards; as Tianshou 1.2 calls it."""
         replay = self._replay(buffer)
         if not isinstance(replay, Replay):
-            replay = Replay(buffer, self.device)
+            replay = Replay(buffer, self.device, next_act=self.needs_next_act)
+            replay.transform_rewards(self.reward_norm)
         rows = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
         return replay.gather(rows, gamma=self.config.gamma, n_step=self.config.n_step)
 
     def _to_transitions(self, batch: Any) -> Transitions:
         """Turn a Tianshou batch into tensors; its rewards are single steps."""
-        rew = torch.as_tensor(np.asarray(batch.rew), dtype=torch.float32)
+        rew = torch.as_tensor(np.asarray(batch.rew), dtype=torch.float32).to(self.device)
+        rew = self.reward_norm(rew)
         discrete = isinstance(self.action_space, Discrete)
         converted = Transitions(
             obs=torch.as_tensor(np.asarray(batch.obs)),
@@ -370,7 +390,7 @@ class OfflinePolicy(BasePolicy):
             return OfflineTrainingStats()
         start = time.monotonic()
         replay = self._replay(buffer)
-        if replay is not None and (sample_size or isinstance(replay, Replay)):
+        if replay is not None:
             batch = replay.sample(
                 sample_size,
                 self.generators["sample"],
@@ -379,7 +399,11 @@ class OfflinePolicy(BasePolicy):
             )
         else:
             batch = sample_growing(
-                buffer, sample_size, gamma=self.config.gamma, n_step=self.config.n_step
+                buffer,
+                sample_size,
+                gamma=self.config.gamma,
+                n_step=self.config.n_step,
+                transform=self.reward_norm,
             ).to(self.device)
         with torch_train_mode(self):
             stats = self.learn(batch)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_args
 
-from tianshou_ext.data.normalize import ObsNorm
+from tianshou_ext.data.normalize import ObsNorm, RewardNorm
 from tianshou_ext.errors import InputError
 
 TIANSHOU_NAMES = {
@@ -33,6 +33,8 @@ class PolicyConfig:
     """Widths of the fully connected layers (after the convolutions for frames)."""
     obs_norm: ObsNorm = "standard"
     """``standard``: by the data's mean (and std for vectors); ``255``: divide by 255; ``none``."""
+    reward_norm: RewardNorm = "none"
+    """``return_range``: returns span 1000; ``standard``: by mean and std; ``minus_one``: less 1."""
 
     def __post_init__(self) -> None:
         self.validate()
@@ -45,8 +47,8 @@ class PolicyConfig:
         self.check(0.0 <= self.gamma <= 1.0, "gamma", "in [0, 1]")
         self.check(self.n_step >= 1, "n_step", "at least 1")
         self.check(self.lr > 0.0, "lr", "above 0")
-        kinds = get_args(ObsNorm)
-        self.check(self.obs_norm in kinds, "obs_norm", f"one of {', '.join(kinds)}")
+        for name, kinds in (("obs_norm", get_args(ObsNorm)), ("reward_norm", get_args(RewardNorm))):
+            self.check(getattr(self, name) in kinds, name, f"one of {', '.join(kinds)}")
 
     def check(self, holds: bool, name: str, expected: str) -> None:
         """Raise ``InputError`` unless ``holds``."""

@@ -159,7 +159,7 @@ class SACNPolicy(OfflinePolicy):
             config=config,
             obs_norm=ObsNormalizer(shape, config.obs_norm).to(device),
             seed=seed,
-        ).to(device)
+        )
 
     def act(self, obs: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         (mean, std), _ = self.actor(obs)
@@ -195,7 +195,7 @@ class SACNPolicy(OfflinePolicy):
         """Return y, (B,)."""
         (mean, std), _ = self.actor(batch.obs_next)
         act, log_prob = tanh_normal_sample(mean, std, self.randn_like(mean))
-        q = self.critic_target(batch.obs_next, act).amin(0) - alpha * log_prob
+        q: Tensor = self.critic_target(batch.obs_next, act).amin(0) - alpha * log_prob
         return batch.rew + batch.discount * (1.0 - batch.terminated) * q
 
     @staticmethod
