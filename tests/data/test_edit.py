@@ -206,10 +206,12 @@ def test_bad_splits_are_refused(tmp_path: Path):
         ({"at": (0.2, 0.2, 0.2)}, "--out with 4 files"),
         ({"at": (0.5,), "out": (outs[0], outs[0])}, "2 different files"),
         ({"at": (0.5,), "out": (outs[0], path)}, "another file to write"),
+        ({"at": (0.5,), "out": (outs[0], tmp_path)}, "folder"),
+        ({"seed": -1}, "seed of 0 or more"),
     ):
         with pytest.raises(InputError, match=words):
             split(path, **options, **QUIET)
-    assert len(read(path)["rew"]) == ROWS and not (tmp_path / "a_train.hdf5").exists()
+    assert len(read(path)["rew"]) == ROWS and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("way", ["top", "bottom"])
@@ -249,10 +251,14 @@ def test_shuffled_transitions_are_drawn_row_by_row(tmp_path: Path):
     columns = episodes()
     columns["truncated"] = ~columns["terminated"]
     path = write(tmp_path / "a", columns, provenance={"ordered": False})
-    subsample(path, out=tmp_path / "b", transitions=0.5, **QUIET)
+    report = subsample(path, out=tmp_path / "b", transitions=0.5, **QUIET)
     part = read(tmp_path / "b")
     same(part, columns, number_of(part, columns))
     assert read_provenance(tmp_path / "b")["ordered"] is False
+    changed = relabel(tmp_path / "b", out=tmp_path / "c", reward_shift=1, **QUIET)
+    for one in (report, changed):  # they have no episodes, although every row is an end
+        assert (one.rows, one.episodes) == (ROWS // 2, 0) and "shuffled" in str(one)
+    assert read_provenance(tmp_path / "c")["episodes"] == 0
     for way in ("episodes", "top", "bottom"):
         with pytest.raises(InputError, match="shuffled transitions.*--transitions"):
             subsample(path, out=tmp_path / "c", **{way: 0.5}, **QUIET)
@@ -270,6 +276,8 @@ def test_bad_amounts_are_refused(tmp_path: Path):
             subsample(path, out=tmp_path / "b", **options, **QUIET)
     with pytest.raises(InputError, match="folder"):
         subsample(path, out=tmp_path, top=0.5, **QUIET)
+    with pytest.raises(InputError, match="seed of 0 or more"):
+        subsample(path, out=tmp_path / "b", episodes=2, seed=-1, **QUIET)
     columns = episodes()
     columns["rew"][3] = np.nan
     with pytest.raises(InputError, match="finite rewards"):
@@ -338,6 +346,8 @@ def test_bad_relabelling_is_refused(tmp_path: Path):
     for source, options, words in (
         (path, {}, "something to change"),
         (path, {"reward_scale": float("nan")}, "finite"),
+        (path, {"reward_scale": 1e300}, "at most 1e"),
+        (path, {"obs_noise": 1, "seed": -1}, "seed of 0 or more"),
         (path, {"reward_clip": (1, -1)}, "LOW HIGH"),
         (path, {"obs_noise": -1}, "0 or more"),
         (path, {"reward_scale": 2, "clip_actions": True}, "--act-noise"),

@@ -14,11 +14,12 @@ import pytest
 from tianshou.data import Batch, ReplayBuffer, VectorReplayBuffer
 
 from tianshou_ext.data import blocks
-from tianshou_ext.data.blocks import BufferFile, leaves
+from tianshou_ext.data.blocks import BufferFile
 from tianshou_ext.data.defects import DEFECTS, known_defects
+from tianshou_ext.data.edit import merge, subsample
 from tianshou_ext.data.hdf5 import load_buffer
 from tianshou_ext.data.inspect import Inspection, inspect
-from tianshou_ext.data.writer import BufferWriter
+from tianshou_ext.data.writer import BufferWriter, flat_columns
 from tianshou_ext.errors import InputError
 
 EPISODES, LENGTH = 12, 25
@@ -279,6 +280,34 @@ def test_known_defects_are_named(tmp_path: Path):
     assert look(write(tmp_path / "maze2d-umaze-v1.hdf5", walks())).findings[0].severity == "note"
 
 
+@pytest.mark.parametrize(
+    ("converters", "severity"),
+    [(("d4rl",), "note"), (("arrays",), "warning"), (("d4rl", "arrays"), "warning")],
+)
+def test_an_edited_file_is_as_repaired_as_those_it_was_made_from(
+    converters: Any, severity: str, tmp_path: Path
+):
+    paths = [tmp_path / f"{k}.hdf5" for k in range(len(converters))]
+    for path, source in zip(paths, converters, strict=True):
+        write(path, walks(), provenance={"source": source, "dataset": "hopper-medium-v0"})
+    if len(paths) > 1:
+        merge(paths, out=tmp_path / "all.hdf5", progress=False)
+    last = tmp_path / "all.hdf5" if len(paths) > 1 else paths[0]
+    for k in range(2):
+        subsample(last, out=tmp_path / f"part{k}.hdf5", episodes=4, progress=False)
+        last = tmp_path / f"part{k}.hdf5"
+    words = "known, repaired" if severity == "note" else "known"
+    assert f"{words}: D4RL gym-mujoco v0" in found(look(last), severity)
+
+
+def test_a_file_with_a_repaired_one_and_one_without_the_defect_is_repaired(tmp_path: Path):
+    paths = [tmp_path / "a.hdf5", tmp_path / "b.hdf5"]
+    write(paths[0], walks(), provenance={"source": "d4rl", "dataset": "hopper-medium-v0"})
+    write(paths[1], walks(), provenance={"source": "arrays", "dataset": "mine"})
+    merge(paths, out=tmp_path / "c.hdf5", progress=False)
+    assert "known, repaired: D4RL gym-mujoco v0" in found(look(tmp_path / "c.hdf5"), "note")
+
+
 def test_defects_are_found_by_name_and_only_there():
     def first_words(name: str) -> set[str]:
         return {" ".join(defect.what.split()[:2]) for defect in known_defects(name)}
@@ -300,8 +329,23 @@ def test_a_picture_is_made(tmp_path: Path):
     look(path, plot=tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
     look(frames_file(tmp_path / "f.hdf5"), plot=tmp_path / "f.png", frames=256)
-    with pytest.raises(InputError, match=r"name a \.png"):
-        look(path, plot=tmp_path / "no" / "p.png")
+    for name, start in (("new/p.pdf", b"%PDF"), ("p.SVG", b"<?xm")):  # new: the folder is made
+        path = path.rename(tmp_path / f"{start[-1]}_$\\x$.hdf5")  # no formula
+        look(path, plot=tmp_path / name)
+        assert (tmp_path / name).read_bytes()[:4] == start
+
+
+@pytest.mark.parametrize("name", ["p.bmp", "p", "b.hdf5", "b.hdf5/p.png", "folder.png"])
+def test_a_picture_that_cannot_be_written_is_one_sentence(name: str, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    path = write(tmp_path / "b.hdf5", walks())
+    (tmp_path / "folder.png").mkdir()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=f"^expected .*{name}") as error:
+        look(path, plot=tmp_path / name)
+    assert "\n" not in str(error.value) and str(error.value).count("expected") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.hdf5", "folder.png"]
+    assert path.read_bytes() == before and not list((tmp_path / "folder.png").iterdir())
 
 
 def ring(size: int, steps: int) -> ReplayBuffer:
@@ -355,7 +399,7 @@ def test_blocks_hold_what_load_buffer_reads(compression: Any, tmp_path: Path):
     path = write(tmp_path / "b.hdf5", walks(), compression=compression)
     buffer = load_buffer(path)
     with BufferFile(path) as source:
-        parts = [leaves(source.read(start, stop)) for start, stop in source.blocks()]
+        parts = [flat_columns(source.read(start, stop)) for start, stop in source.blocks()]
         for key in ("obs", "obs_next", "act"):
             assert np.array_equal(
                 np.concatenate([part[key] for part in parts]), getattr(buffer, key)

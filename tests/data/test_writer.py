@@ -98,5 +98,12 @@ def test_a_block_of_another_shape_or_type_is_refused(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "b.hdf5", tmp_path / "file" / "new" / "b.hdf5"):
+        with pytest.raises(OSError, match="^expected to write .*another folder"):
+            BufferWriter(path, 9).__enter__()
+
+
 def test_bytes_of_a_row_count_nested_columns():
     assert bytes_of_row({"obs": {"x": np.zeros((4, 2), np.float32)}, "act": np.zeros(4, int)}) == 16

@@ -15,22 +15,13 @@ import numpy as np
 from tianshou_ext.data.hdf5 import FLAGS, FRAMES, PLAIN, PROVENANCE, ZSTD, import_zstd, open_hdf5
 from tianshou_ext.errors import InputError
 
-__all__ = ["BufferFile", "flat_rows", "leaves", "mapped_leaves"]
+__all__ = ["BufferFile", "flat_rows", "mapped_leaves"]
 
 Array = np.ndarray[Any, Any]
 Spec = tuple[tuple[int, ...], str]  # shape of one row, number type
 
 BLOCK_BYTES = 1 << 25
 BLOCK_ROWS = 1 << 16
-
-
-def leaves(columns: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested columns by path: ``{"obs": {"x": ...}}`` has the path ``obs/x``."""
-    flat: dict[str, Any] = {}
-    for key, values in columns.items():
-        nested = isinstance(values, Mapping)
-        flat |= leaves(values, f"{prefix}{key}/") if nested else {prefix + key: values}
-    return flat
 
 
 def mapped_leaves(function: Callable[[str, Any], Any], values: Any, path: str) -> Any:

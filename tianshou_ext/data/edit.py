@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tianshou_ext.data.blocks import BufferFile, leaves, mapped_leaves
-from tianshou_ext.data.convert.common import Report, announce, fingerprint
-from tianshou_ext.data.writer import BufferWriter, Compression
+from tianshou_ext.data.blocks import BufferFile, mapped_leaves
+from tianshou_ext.data.convert.common import Report, announce, check_target, fingerprint
+from tianshou_ext.data.writer import BufferWriter, Compression, flat_columns
 from tianshou_ext.errors import InputError
 
 __all__ = ["merge", "relabel", "split", "subsample"]
+
+LARGEST = 1e30  # number in an option of relabel; rewards must stay within float32
 
 Array = np.ndarray[Any, Any]
 
@@ -97,6 +99,7 @@ def split(
     :param progress: show progress bars.
     :raises InputError: if the shares do not make parts with an episode each.
     """
+    _check_seed(seed)
     shares = list(at)
     if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9 or not math.isfinite(sum(shares)):
         raise InputError(f"expected shares above 0 that make at most 1, got {at}")
@@ -114,6 +117,8 @@ def split(
                 f"{source.path} at {at}; choose other shares"
             )
         order = np.random.default_rng(seed).permutation(count) if shuffle else np.arange(count)
+        for path in outs:  # before the first part is written
+            check_target(path, [source.path])
         reports = Reports()
         for k, path in enumerate(outs):
             mine = order[edges[k] : edges[k + 1]]
@@ -158,6 +163,7 @@ def subsample(
     :param progress: show progress bars.
     :raises InputError: if nothing or more than there is would be kept.
     """
+    _check_seed(seed)
     ways = {"transitions": transitions, "episodes": episodes, "top": top, "bottom": bottom}
     given = {way: amount for way, amount in ways.items() if amount is not None}
     if len(given) != 1:
@@ -221,9 +227,10 @@ def relabel(
     :param progress: show progress bars.
     :raises InputError: if nothing would change, or noise is asked for on whole numbers.
     """
+    _check_seed(seed)
     numbers = [reward_scale, reward_shift, obs_noise, act_noise, *(reward_clip or ())]
-    if not all(math.isfinite(number) for number in numbers):
-        raise InputError(f"expected finite numbers, got {numbers}")
+    if not all(abs(number) <= LARGEST for number in numbers):
+        raise InputError(f"expected finite numbers of at most {LARGEST:g}, got {numbers}")
     if min(obs_noise, act_noise) < 0:
         raise InputError(f"expected noise of 0 or more, got {min(obs_noise, act_noise)}")
     if reward_clip is not None and reward_clip[0] >= reward_clip[1]:
@@ -276,6 +283,11 @@ class Reports(list[Report]):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise InputError(f"expected a seed of 0 or more, got {seed}")
 
 
 def _parts_of(file: Path, outs: list[Path], count: int) -> list[Path]:
@@ -429,13 +441,11 @@ def _write(
     began = time.monotonic()
     out = Path(out).expanduser()
     first = sources[0]
-    if any(out.exists() and out.samefile(source.path) for source in sources):
-        raise InputError(f"expected another file to write than to read, got {out} for both")
-    if out.is_dir():
-        raise InputError(f"expected a file to write, got the folder {out}; name a file in it")
+    check_target(out, [source.path for source in sources])
     if size == 0:
         raise InputError(f"expected rows in {first.path}, got an empty buffer")
     report = Report(command, out, notes=list(notes))
+    ordered = all(source.ordered for source in sources)
     writer = BufferWriter(
         out,
         size,
@@ -451,12 +461,8 @@ def _write(
             if report.rows == 0:
                 announce(writer, rows.columns, size, bar if progress else None)
             writer.append(**rows.columns)
-            terminated, truncated = rows.columns["terminated"], rows.columns["truncated"]
-            report.terminated += int(terminated.sum())
-            report.truncated += int(truncated.sum())
-            report.episodes += int((terminated | truncated).sum())
             bar.update(writer.rows - report.rows)
-            report.rows = writer.rows
+            report.count(rows.columns, ordered)
         writer.provenance["episodes"] = report.episodes
     report.seconds = time.monotonic() - began
     return report
@@ -550,7 +556,7 @@ class _ActNoise:
         if clip:
             for start, stop in source.blocks():
                 usable = source.transitions[start:stop]
-                for path, values in leaves(source.read(start, stop, "act")).items():
+                for path, values in flat_columns(source.read(start, stop, "act")).items():
                     if usable.any():
                         low, high = values[usable].min(0), values[usable].max(0)
                         self._low[path] = np.minimum(self._low.get(path, low), low)

@@ -25,10 +25,7 @@ ZSTD = 32015  # the number of HDF5's filter
 
 def open_hdf5(path: Path) -> h5py.File:
     if not path.exists():
-        raise InputError(
-            f"expected a buffer file at {path}, found none; check the path, or leave out "
-            "--load-buffer-name to have one made"
-        )
+        raise InputError(f"expected a buffer file at {path}, found none; check the path")
     try:
         return h5py.File(path, "r")
     except OSError as error:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from tianshou_ext.data.blocks import BufferFile, flat_rows, leaves
+from tianshou_ext.data.blocks import BufferFile, flat_rows
 from tianshou_ext.data.defects import Defect, known_defects
 from tianshou_ext.data.hdf5 import FRAMES
-from tianshou_ext.data.report import draw, load_figure, report_lines
+from tianshou_ext.data.report import draw, new_figure, report_lines
+from tianshou_ext.data.writer import flat_columns
 from tianshou_ext.errors import InputError
 
 __all__ = ["Finding", "Inspection", "inspect"]
@@ -106,7 +107,7 @@ def inspect(
     if frames < 0:
         raise InputError(f"expected frames of 0 (all) or more, got {frames}")
     if plot is not None:
-        load_figure()  # fails here, not after the file is read
+        new_figure(plot)  # fails here, not after the file is read
     with BufferFile(file) as source:
         found = Inspection(source.path, as_json=json)
         figures, findings = found.figures, found.findings
@@ -120,7 +121,7 @@ def inspect(
         findings += of_actions
         findings += _look_at_observations(source, figures, frames, progress)
         findings += [
-            _of_defect(defect, source.provenance)
+            _of_defect(defect, _origins(source.provenance, source.path.name))
             for defect in known_defects(_names(source.provenance, source.path.name))
         ]
         findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -129,8 +130,14 @@ def inspect(
     return found
 
 
-def _of_defect(defect: Defect, provenance: Mapping[str, Any]) -> Finding:
-    if defect.repaired_by and defect.repaired_by == provenance.get("source"):
+def _of_defect(defect: Defect, origins: list[tuple[str, str]]) -> Finding:
+    """Return the finding; a file made from several is repaired if each that has the defect is.
+
+    :param origins: names and converter of each file at the start.
+    """
+    with_it = [converter for names, converter in origins if defect in known_defects(names)]
+    converters = {*with_it} or {converter for _, converter in origins}
+    if defect.repaired_by and converters == {defect.repaired_by}:
         return Finding("note", f"known, repaired: {defect.what}", "nothing: it was converted so")
     severity: Severity = "warning" if defect.ruins_training else "note"
     return Finding(severity, f"known: {defect.what}", defect.advice)
@@ -153,9 +160,22 @@ def _head(source: BufferFile) -> dict[str, Any]:
 def _names(provenance: Mapping[str, Any], file: str) -> str:
     """Return the names a file goes by, those of the files it was made from included."""
     names = [value for value in provenance.values() if isinstance(value, str) and len(value) < 200]
-    parents = [parent for parent in provenance.get("made_from", []) if isinstance(parent, dict)]
-    names += [_names(p.get("provenance", {}), str(p.get("file", ""))) for p in parents]
+    names += [_names(*parent) for parent in _parents(provenance)]
     return " ".join([*names, file])
+
+
+def _origins(provenance: Mapping[str, Any], file: str) -> list[tuple[str, str]]:
+    """Return names and converter of each file that a file was first made from, or its own."""
+    parents = _parents(provenance)
+    if not parents:
+        return [(_names(provenance, file), str(provenance.get("source")))]
+    return [origin for parent in parents for origin in _origins(*parent)]
+
+
+def _parents(provenance: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
+    """Return provenance and name of each file that a file was edited from."""
+    parents = [parent for parent in provenance.get("made_from", []) if isinstance(parent, dict)]
+    return [(parent.get("provenance", {}), str(parent.get("file", ""))) for parent in parents]
 
 
 def _some(rows: Any) -> str:
@@ -298,7 +318,7 @@ def _look_at_actions(
     spreads: dict[str, _Spread] = {}
     for start, stop in source.blocks():
         rows = start + np.nonzero(source.transitions[start:stop])[0]
-        for path, values in leaves(source.read(start, stop, "act")).items():
+        for path, values in flat_columns(source.read(start, stop, "act")).items():
             values = values[rows - start]
             kept.setdefault(path, []).append(values[::every])
             if values.ndim == 1 and values.dtype.kind in "iu":
@@ -444,7 +464,7 @@ def _usual_steps(source: BufferFile) -> dict[str, Array]:
     for start, stop in _runs(source, SCALE_BYTES // max(1, _obs_row_bytes(source))):
         stop = min(stop + 1, source.rows)
         goes_on = ~source.ends[start : stop - 1]
-        for path, values in leaves(source.read(start, stop, "obs")).items():
+        for path, values in flat_columns(source.read(start, stop, "obs")).items():
             if path in floats:
                 flat = flat_rows(values)
                 steps.setdefault(path, []).append(np.abs(np.diff(flat, axis=0))[goes_on])
@@ -496,10 +516,10 @@ class _Watch:
         if FRAMES in columns:
             frames = columns.pop(FRAMES)
             columns = {"obs": frames[:, :-1], "obs_next": frames[:, 1:]}
-        now = leaves({"obs": columns["obs"]})
-        later = leaves({"obs": columns["obs_next"]}) if "obs_next" in columns else {}
+        now = flat_columns({"obs": columns["obs"]})
+        later = flat_columns({"obs": columns["obs_next"]}) if "obs_next" in columns else {}
         count, rows = stop - start, np.arange(start, stop)
-        for path, values in leaves(columns).items():
+        for path, values in flat_columns(columns).items():
             self.spreads.setdefault(path, _Spread()).add(values[:count], rows)
         following = len(next(iter(now.values()))) - 1  # rows whose next row was read
         goes_on = ~source.ends[start : start + following]

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from tianshou_ext.checkpoint import atomic_write
 from tianshou_ext.data.blocks import BufferFile, flat_rows
 from tianshou_ext.errors import InputError
 
-__all__ = ["draw", "load_figure", "report_lines"]
+__all__ = ["draw", "new_figure", "report_lines"]
 
 Array = np.ndarray[Any, Any]
 
@@ -117,10 +118,10 @@ def _report_action(path: str, numbers: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path:<11} {np.min(numbers['min']):g} to {np.max(numbers['max']):g}"
 
 
-def load_figure() -> Any:
-    """Return matplotlib's ``Figure``.
+def new_figure(path: Path) -> Any:
+    """Return an empty figure that can be written to ``path``.
 
-    :raises InputError: if matplotlib is not installed.
+    :raises InputError: if matplotlib is not installed, or writes no files with this ending.
     """
     try:
         from matplotlib.figure import Figure
@@ -129,7 +130,16 @@ def load_figure() -> Any:
             "expected the package matplotlib for a picture, found none; "
             'pip install "tianshou_ext[cli]"'
         ) from error
-    return Figure
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    if _ending(path) not in figure.canvas.get_supported_filetypes():
+        raise InputError(
+            f"expected a name for a picture that ends in .png, .pdf or .svg, got {path}"
+        )
+    return figure
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
 
 
 def draw(path: Path, source: BufferFile, actions: Mapping[str, Array]) -> None:
@@ -138,21 +148,24 @@ def draw(path: Path, source: BufferFile, actions: Mapping[str, Array]) -> None:
     :param actions: a sample of them by path, (K, ...).
     :raises InputError: if the picture cannot be written.
     """
-    figure = load_figure()(figsize=(13, 3.8), layout="constrained")
+    figure = new_figure(path)
+    figure.suptitle(source.path.name, parse_math=False)
     axes = figure.subplots(1, 3)
     for axis, name, values in zip(
         axes, ("return", "length"), (source.returns(), source.lengths()), strict=False
     ):
+        if not source.ordered:
+            axis.set(title=f"no {name}s: shuffled transitions", xticks=[], yticks=[])
+            continue
         values = values[np.isfinite(values)]
+        axis.hist(values, bins=min(50, max(10, len(values) // 4)))
         axis.set(title=f"{name} of {len(values):,} episodes", xlabel=name, ylabel="episodes")
-        if source.ordered:
-            axis.hist(values, bins=50)
-        else:
-            axis.set(title=f"{name}: shuffled, no episodes")
+        _count_in_whole_numbers(axis.yaxis, *([axis.xaxis] if name == "length" else []))
     name, taken = next(iter(actions.items()))
     if taken.ndim == 1 and taken.dtype.kind in "iu":
         axes[2].bar(*np.unique(taken, return_counts=True))
         axes[2].set(title=f"{name} of {len(taken):,} rows", xlabel="action", ylabel="rows")
+        _count_in_whole_numbers(axes[2].xaxis, axes[2].yaxis)
     else:
         flat = flat_rows(taken).astype(np.float64)
         flat = flat[np.isfinite(flat).all(1)]
@@ -161,12 +174,19 @@ def draw(path: Path, source: BufferFile, actions: Mapping[str, Array]) -> None:
         extent = (edges[0], edges[-1], len(shares) - 0.5, -0.5)
         image = axes[2].imshow(shares, aspect="auto", extent=extent, interpolation="nearest")
         axes[2].set(title=f"{name} of {len(flat):,} rows", xlabel="action", ylabel="dimension")
-        axes[2].yaxis.get_major_locator().set_params(integer=True)
+        axes[2].xaxis.get_major_locator().set_params(nbins=5)  # more run into one another
+        _count_in_whole_numbers(axes[2].yaxis)
         figure.colorbar(image, ax=axes[2], label="share of rows")
     try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
+        atomic_write(path, lambda partial: figure.savefig(partial, dpi=120, format=_ending(path)))
+    except OSError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
         raise InputError(
-            f"expected to write a picture to {path}, but that failed "
-            f"({' '.join(str(error).split())}); name a .png in an existing folder"
+            f"expected to write a picture to {path}, but that failed ({reason}); make room or "
+            "choose another folder"
         ) from error
+
+
+def _count_in_whole_numbers(*axes: Any) -> None:
+    for axis in axes:
+        axis.get_major_locator().set_params(integer=True, min_n_ticks=1)

@@ -35,7 +35,7 @@ from tianshou_ext.data.replay import neighbours
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 
-__all__ = ["BufferWriter", "Compression", "bytes_of_row", "save_buffer"]
+__all__ = ["BufferWriter", "Compression", "bytes_of_row", "flat_columns", "save_buffer"]
 
 Compression = Literal["none", "gzip", "zstd"]
 CHUNK_BYTES = 1 << 18  # of a compressed chunk, about
@@ -46,16 +46,16 @@ Columns = Mapping[str, Any]
 
 def bytes_of_row(columns: Columns) -> int:
     """Return how many bytes one row of ``columns`` (K, ...) takes."""
-    arrays = _flat(columns).values()
+    arrays = flat_columns(columns).values()
     return sum(int(values.dtype.itemsize * np.prod(values.shape[1:])) for values in arrays)
 
 
-def _flat(columns: Columns, prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
+def flat_columns(columns: Columns, prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
     """Return nested columns by path: ``{"obs": {"x": ...}}`` has the path ``obs/x``."""
     flat: dict[str, np.ndarray[Any, Any]] = {}
     for key, values in columns.items():
         if isinstance(values, Mapping | Batch):
-            flat |= _flat(dict(values.items()), f"{prefix}{key}/")
+            flat |= flat_columns(dict(values.items()), f"{prefix}{key}/")
         else:
             flat[prefix + key] = np.asarray(values)
     return flat
@@ -113,14 +113,15 @@ class BufferWriter:
         self._columns: dict[str, tuple[tuple[int, ...], Any]] = {}  # by path: shape, dtype
 
     def __enter__(self) -> BufferWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._file = h5py.File(self.partial, "w")
-        except BlockingIOError as error:
-            raise InputError(
-                f"expected to be the only one to write {self.path}, but another process is at it; "
-                "wait until it is done"
-            ) from error
+        with self._one_sentence():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._file = h5py.File(self.partial, "w")
+            except BlockingIOError as error:
+                raise InputError(
+                    f"expected to be the only one to write {self.path}, but another process is at "
+                    "it; wait until it is done"
+                ) from error
         return self
 
     def append(self, **columns: Any) -> None:
@@ -137,7 +138,7 @@ class BufferWriter:
         columns["rew"] = np.asarray(columns["rew"], dtype=np.float32)
         for key in ("terminated", "truncated"):
             columns[key] = np.asarray(columns[key], dtype=np.bool_)
-        flat = _flat(columns)
+        flat = flat_columns(columns)
         count = len(flat["rew"])
         stop = self.rows + count
         if stop > self.size or any(len(values) != count for values in flat.values()):
@@ -150,12 +151,11 @@ class BufferWriter:
                 self._columns = found
                 for key, (shape, dtype) in found.items():
                     self._make(self._file, key, self.size, shape, dtype)
-            if found != self._columns:
-                first, here = (
-                    {key: spec for key, spec in one.items() if other.get(key) != spec}
-                    for one, other in ((self._columns, found), (found, self._columns))
-                )
-                raise ValueError(f"expected {first} as in the first block, got {here}")
+            for key in sorted({*self._columns, *found}):
+                first, here = (layout.get(key) for layout in (self._columns, found))
+                if first != here:
+                    told = f"{_told(key, first)} as in the first block, got {_told(key, here)}"
+                    raise ValueError(f"expected {told}")
             for key, values in flat.items():
                 self._file[_place(key)][self.rows : stop] = values
         self.rows = stop
@@ -163,7 +163,7 @@ class BufferWriter:
     def overwrite(self, row: int, **columns: Any) -> None:
         """Replace columns of a row that was appended; names, shapes and types as in ``append``."""
         with self._one_sentence():
-            for key, values in _flat(columns).items():
+            for key, values in flat_columns(columns).items():
                 self._file[_place(key)][row] = values
 
     def __exit__(
@@ -275,6 +275,10 @@ class BufferWriter:
             layout[:] = source[:, part]
             self._file.create_virtual_dataset(_place(key), layout)
             self._file[_place(key)].attrs["__data_type__"] = "ndarray"
+
+
+def _told(path: str, column: tuple[tuple[int, ...], Any] | None) -> str:
+    return f"{path} {list(column[0])} of {column[1]}" if column else f"no {path}"
 
 
 def _place(key: str) -> str:

@@ -41,9 +41,15 @@ def block(number: int = 0, **changes: Any) -> Block:
     return Block({**columns(value=number), **changes}, "log.npz", f"episode {number}")
 
 
-def write(blocks: Any, path: Path, size: int = 9, **settings: Any) -> Any:
+def write(blocks: Any, path: Path, size: int = 9, inputs: Any = (), **settings: Any) -> Any:
     return write_blocks(
-        blocks, path, source="test", size=size, settings=Settings(**QUIET, **settings), notes=["n"]
+        blocks,
+        path,
+        source="test",
+        inputs=inputs,
+        size=size,
+        settings=Settings(**QUIET, **settings),
+        notes=["n"],
     )
 
 
@@ -66,8 +72,18 @@ BAD = {
     "rewards in two dimensions": ({"rew": np.zeros((3, 2))}, r"shape \(3, 2\)"),
     "no end": ({"terminated": np.zeros(3, bool)}, "ends no episode"),
     "empty": (columns(0), "no rows"),
-    "another shape": ({"act": np.zeros((3, 2), int)}, "as in the first block"),
-    "another type": ({"act": np.zeros(3, np.float32)}, "as in the first block"),
+    "another shape": (
+        {"act": np.zeros((3, 2), int)},
+        r"expected act \[\] of int64 as in the first block, got act \[2\] of int64",
+    ),
+    "another type": (
+        {"act": np.zeros(3, np.float32)},
+        r"expected act \[\] of int64 as in the first block, got act \[\] of float32",
+    ),
+    "another part": (
+        {"obs": {"a": np.arange(3.0), "b": np.arange(3.0)}},
+        r"expected obs \[2\] of float32 as in the first block, got no obs",
+    ),
 }
 
 
@@ -127,6 +143,23 @@ def test_a_disk_without_room_is_said_before_anything_is_written(
         write([block(0)], tmp_path / "b.hdf5")
     assert not list(tmp_path.iterdir())
     assert write([block(0)], tmp_path / "b.hdf5", compression="gzip").rows == 3
+
+
+def test_no_source_is_written_over(tmp_path: Path):
+    path = tmp_path / "mine.hdf5"
+    path.write_bytes(b"the only copy")
+    link = tmp_path / "link.hdf5"
+    link.symlink_to(path)
+    for dst, words in (
+        (path, "another file to write"),
+        (link, "another file"),
+        (tmp_path, "folder"),
+    ):
+        with pytest.raises(InputError, match=f"^expected .*{words}"):
+            write([block(0)], dst, inputs=[path])
+    assert path.read_bytes() == b"the only copy" and link.is_symlink()
+    assert write([block(0)], tmp_path / "b.hdf5", inputs=[path]).rows == 3
+    assert read_provenance(tmp_path / "b.hdf5")["inputs"]["bytes"] == 13
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,9 @@ def test_one_file_a_shard_keeps_those_that_are_there(tmp_path: Path):
     for k, name in enumerate(names):
         write_shard(tmp_path / "Pong" / name, records[4 * k : 4 * k + 4])
     out = tmp_path / "out"
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="expected a folder to write to, got the file .*file"):
+        quiet(tmp_path / "Pong", f"{tmp_path}/file/")
     quiet(tmp_path / "Pong" / names[1], f"{out}/")
     before = (out / f"{names[1]}.hdf5").stat().st_mtime_ns
     report = quiet(tmp_path / "Pong", out, jobs=2)

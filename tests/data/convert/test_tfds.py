@@ -389,6 +389,10 @@ def test_images_of_changing_size_are_faults(tmp_path: Path):
     folder = make(tmp_path / "toy", {"observation": image(-1, -1, 3), **PLAIN}, [records])
     report = convert(folder, tmp_path / "b.hdf5", on_error="skip", progress=False)
     assert [fault.record for fault in report.faults] == ["record 1", "record 2"]
+    words = r"of-00001, record 1: expected obs \[8, 8, 3\] of uint8 as in the first block, got obs"
+    with pytest.raises(InputError, match=words) as info:
+        convert(folder, tmp_path / "b.hdf5", progress=False)
+    assert "\n" not in str(info.value)
 
 
 def test_missing_shards_and_wrong_lengths_are_refused_or_named(tmp_path: Path):

@@ -30,7 +30,6 @@ from tianshou_ext.data.convert.common import (
     Report,
     Settings,
     chosen_episodes,
-    fingerprint,
     write_blocks,
 )
 from tianshou_ext.data.convert.unpickle import load_arrays
@@ -139,13 +138,13 @@ def convert(
             _blocks(src, chosen),
             dst,
             source="arrays",
+            inputs=files,
             size=max(1, sum(counts)),
             settings=settings,
             stack_num=stack_num,
             save_obs_next=stack_num == 1,
             notes=_notes(reading, whole),
             provenance={
-                "inputs": fingerprint(files),
                 "columns": keys,
                 "observation": whole[0].about("obs"),
                 "action": whole[0].about("act"),

@@ -7,7 +7,6 @@ A converter reads its source block by block (usually an episode a block) and han
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import shutil
 import time
@@ -20,7 +19,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from tianshou_ext.data.writer import BufferWriter, Compression, bytes_of_row
+from tianshou_ext.data.writer import BufferWriter, Compression, bytes_of_row, flat_columns
 from tianshou_ext.errors import InputError
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "Options",
     "Report",
     "Settings",
+    "check_target",
     "chosen_episodes",
     "fingerprint",
     "ordered_map",
@@ -130,11 +130,25 @@ class Report:
     """0 for shuffled transitions, which have none."""
     terminated: int = 0
     truncated: int = 0
+    both_flags: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     """Known defects, repairs, things to know."""
     faults: list[Fault] = field(default_factory=list)
     """Records left out."""
+
+    def count(self, columns: Mapping[str, Any], ordered: bool) -> None:
+        """Take in rows that were written.
+
+        :param ordered: whether they follow one another in time; else they make no episodes.
+        """
+        terminated, truncated = (np.asarray(columns[k], bool) for k in ("terminated", "truncated"))
+        self.rows += len(terminated)
+        self.terminated += int(terminated.sum())
+        self.truncated += int(truncated.sum())
+        self.both_flags += int((terminated & truncated).sum())
+        if ordered:
+            self.episodes += int((terminated | truncated).sum())
 
     def __str__(self) -> str:
         rate = self.rows / max(self.seconds, 1e-9)
@@ -183,6 +197,17 @@ def chosen_episodes(count: int, settings: Settings) -> np.ndarray[Any, Any]:
     return kept
 
 
+def check_target(dst: Path, inputs: Iterable[Path]) -> None:
+    """Check that writing ``dst`` replaces no source.
+
+    :raises InputError: if it is one of ``inputs``, or a folder.
+    """
+    if dst.is_dir():
+        raise InputError(f"expected a file to write, got the folder {dst}; name a file in it")
+    if dst.exists() and any(dst.samefile(path) for path in inputs):
+        raise InputError(f"expected another file to write than to read, got {dst} for both")
+
+
 def fingerprint(paths: Sequence[Path]) -> dict[str, Any]:
     """Return number, bytes and one SHA-256 of the input files, for the provenance."""
     digest, size = hashlib.sha256(), 0
@@ -229,6 +254,7 @@ def write_blocks(
     dst: str | Path,
     *,
     source: str,
+    inputs: Sequence[Path],
     size: int,
     settings: Settings,
     stack_num: int = 1,
@@ -242,16 +268,19 @@ def write_blocks(
 
     :param blocks: in the order of the file; a ``Fault`` in the place of a block that could not
         be read.
+    :param inputs: the files of the source, for their checksum.
     :param size: rows at most; exact if it can be, else the file is copied once at the end.
     :param notes: known defects and repairs, kept in the report and the provenance; a list may
         still grow while the blocks are read, and so may ``provenance``.
     :param late_obs: observations that a source brings after their row was yielded, by the number
         of that row; grows while the blocks are read, none of which may then be left out.
-    :raises InputError: if there is a fault and ``on_error`` is stop, or no row is left.
+    :raises InputError: if there is a fault and ``on_error`` is stop, or no row is left, or
+        ``dst`` is a folder or one of the inputs.
     :raises OSError: if the disk has no room.
     """
     start = time.monotonic()
     report = Report(source, Path(dst))
+    check_target(report.dst, inputs)
     if size == 0:
         raise InputError(f"expected transitions to convert to {dst}, got none")
     writer = BufferWriter(
@@ -262,8 +291,8 @@ def write_blocks(
         shared_frames=shared_frames,
         compression=settings.compression,
     )
-    both_flags = 0
     ordered = (provenance or {}).get("ordered", True)
+    checksum = fingerprint(inputs)
     bar = tqdm(
         total=size,
         desc=f"converting {source}",
@@ -297,16 +326,8 @@ def write_blocks(
             except ValueError as error:  # of another shape or type than the first block
                 refuse(Fault(block.file, block.record, str(error)))
                 continue
-            terminated, truncated = (
-                np.asarray(columns[k], bool) for k in ("terminated", "truncated")
-            )
-            report.rows = writer.rows
-            report.terminated += int(terminated.sum())
-            report.truncated += int(truncated.sum())
-            if ordered:
-                report.episodes += int((terminated | truncated).sum())
-            both_flags += int((terminated & truncated).sum())
-            bar.update(len(terminated))
+            bar.update(writer.rows - report.rows)
+            report.count(columns, ordered)
         if report.rows == 0:
             raise InputError(
                 f"expected sound records to convert to {dst}, got none; the first fault is "
@@ -315,13 +336,14 @@ def write_blocks(
         for row, obs in (late_obs or {}).items():
             writer.overwrite(row, obs=obs)
         report.notes += notes
-        if both_flags:
+        if report.both_flags:
             report.notes.append(
-                f"{both_flags} rows are both terminated and truncated, kept so: a target does not "
-                "bootstrap there"
+                f"{report.both_flags} rows are both terminated and truncated, kept so: a target "
+                "does not bootstrap there"
             )
         writer.provenance.update(
             source=source,
+            inputs=checksum,
             episodes=report.episodes,
             notes=report.notes,
             left_out=[str(fault) for fault in report.faults[:100]],
@@ -332,7 +354,6 @@ def write_blocks(
             },
             **(provenance or {}),
         )
-        json.dumps(writer.provenance)  # fails here, not after the rows are written
     report.seconds = time.monotonic() - start
     return report
 
@@ -358,32 +379,20 @@ def check_block(block: Block) -> Fault | None:
     def fault(reason: str) -> Fault:
         return Fault(block.file, block.record, reason)
 
-    lengths = {key: _length(values) for key, values in columns.items()}
+    flat = flat_columns(columns)
+    lengths = {path: len(values) for path, values in flat.items()}
     if len(set(lengths.values())) != 1:
         return fault(f"columns of unequal length, {lengths}")
     if lengths["rew"] == 0:
         return fault("no rows")
-    for key, values in columns.items():
-        for path, array in leaves(key, values):
-            if array.dtype.kind not in "biuf":
-                return fault(f"{path} holds {array.dtype}, not numbers")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                row = int(np.nonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0][0])
-                return fault(f"{path} is NaN or infinite in row {row}")
-    if np.asarray(columns["rew"]).ndim != 1:
-        return fault(f"rewards have the shape {np.shape(columns['rew'])}, expected (N,)")
+    for path, values in flat.items():
+        if values.dtype.kind not in "biuf":
+            return fault(f"{path} holds {values.dtype}, not numbers")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            row = int(np.nonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0][0])
+            return fault(f"{path} is NaN or infinite in row {row}")
+    if flat["rew"].ndim != 1:
+        return fault(f"rewards have the shape {flat['rew'].shape}, expected (N,)")
     if not (block.continued or columns["terminated"][-1] or columns["truncated"][-1]):
         return fault("the last row ends no episode")
     return None
-
-
-def _length(values: Any) -> int:
-    return len(next(array for _, array in leaves("", values)))
-
-
-def leaves(path: str, values: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    if isinstance(values, Mapping):
-        for key, inner in values.items():
-            yield from leaves(f"{path}/{key}", inner)
-    else:
-        yield path, np.asarray(values)

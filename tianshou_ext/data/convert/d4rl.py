@@ -26,7 +26,6 @@ from tianshou_ext.data.convert.common import (
     Report,
     Settings,
     chosen_episodes,
-    fingerprint,
     write_blocks,
 )
 from tianshou_ext.data.defects import known_defects
@@ -69,6 +68,8 @@ def convert(
     :raises InputError: if the dataset is missing, damaged, or of unknown episode length.
     """
     settings = Settings(**options)
+    if max_episode_steps is not None and max_episode_steps < 0:
+        raise InputError(f"expected --max-episode-steps of 0 or more, got {max_episode_steps}")
     path, known = _find(str(src), settings)
     with _open(path) as file:
         try:
@@ -86,7 +87,6 @@ def convert(
         name = known[0].dataset if known else path.stem
         notes += [f"known: {defect.what}; {defect.advice}" for defect in known_defects(name)]
         provenance: dict[str, Any] = {
-            "inputs": fingerprint([path]),
             "dataset": name,
             "qlearning": qlearning,
             "max_episode_steps": source.limit,
@@ -98,6 +98,7 @@ def convert(
             _blocks(source, kept, episode, qlearning),
             dst,
             source="d4rl",
+            inputs=[path],
             size=int(kept.sum()),
             settings=settings,
             notes=notes,
@@ -261,8 +262,6 @@ def _limit(
 ) -> int:
     """Return after how many steps an episode without timeouts was cut; 0 for never."""
     if max_episode_steps is not None:
-        if max_episode_steps < 0:
-            raise InputError(f"expected max_episode_steps of 0 or more, got {max_episode_steps}")
         return max_episode_steps
     if known and known[0].dataset.startswith("kitchen") and not qlearning:
         return 0  # demonstrations: each ends with a terminal, whatever its length

@@ -29,7 +29,6 @@ from tianshou_ext.data.convert.common import (
     Report,
     Settings,
     chosen_episodes,
-    fingerprint,
     write_blocks,
 )
 from tianshou_ext.errors import InputError
@@ -91,6 +90,7 @@ def convert(
         _blocks(parts, faults, chosen, late_obs),
         dst,
         source="dqn-replay",
+        inputs=[path for part in parts for path in part.log.files()],
         size=int(lengths[np.isin(ids, chosen)].sum()),
         settings=settings,
         stack_num=STACK,
@@ -98,7 +98,6 @@ def convert(
         notes=notes,
         late_obs=late_obs,
         provenance={
-            "inputs": fingerprint([path for part in parts for path in part.log.files()]),
             "dataset": f"dqn_replay/{game.name}/{run.name}" if known else "dqn_replay",
             "game": game.name if known else None,
             "checkpoints": [part.log.number for part in parts],

@@ -32,7 +32,6 @@ from tianshou_ext.data.convert.common import (
     Report,
     Settings,
     chosen_episodes,
-    fingerprint,
     ordered_map,
     write_blocks,
 )
@@ -90,11 +89,11 @@ def convert(
         blocks(),
         dst,
         source="minari",
+        inputs=source.files(),
         size=max(1, sum(lengths[k] for k in kept)),  # if none can be read, the fault says why
         settings=settings,
         notes=notes,
         provenance={
-            "inputs": fingerprint(source.files()),
             "dataset": _said(source.metadata, "dataset_id"),
             "task": _task(source.metadata),
             "algorithm": _said(source.metadata, "algorithm_name"),

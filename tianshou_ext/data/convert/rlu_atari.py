@@ -25,7 +25,6 @@ from tianshou_ext.data.convert.common import (
     Report,
     Settings,
     chosen_episodes,
-    fingerprint,
     ordered_map,
     write_blocks,
 )
@@ -71,6 +70,8 @@ def convert(
     target = Path(dst).expanduser()
     if not (target.is_dir() or str(dst).endswith("/")):
         return _convert(paths, target, reader, settings)
+    if target.is_file():
+        raise InputError(f"expected a folder to write to, got the file {target}; name another")
     return _convert_each(paths, target, reader, settings)
 
 
@@ -151,12 +152,12 @@ def _convert(paths: list[Path], dst: Path, reader: Reader, settings: Settings) -
         itertools.chain(decoded, damages),
         dst,
         source=SOURCE,
+        inputs=paths,
         size=sum(int(mask.sum()) for mask in kept),
         settings=settings,
         shared_frames=shared,
         notes=list(_notes(shards, settings)),
         provenance={
-            "inputs": fingerprint(paths),
             "ordered": False,
             "reader": reader,
             "shards": [path.name for path in paths],

@@ -27,7 +27,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 
 from tianshou_ext.data.convert.common import Options, Report
-from tianshou_ext.data.convert.rlu_atari_episodes import (
+from tianshou_ext.data.convert.records import (
     Example,
     convert_records,
     feature,

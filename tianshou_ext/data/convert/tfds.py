@@ -21,7 +21,7 @@ import numpy as np
 
 from tianshou_ext.data.convert.common import Fault, Options, Report
 from tianshou_ext.data.convert.png import decode_grey
-from tianshou_ext.data.convert.rlu_atari_episodes import Example, convert_records, feature
+from tianshou_ext.data.convert.records import Example, convert_records, feature
 from tianshou_ext.data.convert.rlu_control import concatenated, nested
 from tianshou_ext.errors import InputError
 

@@ -27,7 +27,6 @@ from tianshou_ext.data.convert.common import (
     Report,
     Settings,
     chosen_episodes,
-    fingerprint,
     ordered_map,
     write_blocks,
 )
@@ -69,7 +68,6 @@ def convert(
     files = [files[k] for k in chosen_episodes(len(files), settings)]
     notes: list[str] = []
     provenance: dict[str, Any] = {
-        "inputs": fingerprint(files),
         "dataset": "+".join(_name(folder) for folder in folders),
         "tasks": sorted({f"walker_{task}" for task in tasks.values() if task}),
         "task_bit": task_bit,
@@ -78,7 +76,6 @@ def convert(
 
     def blocks() -> Iterator[Block | Fault]:
         layouts: Counter[str] = Counter()
-        widths: tuple[int, ...] | None = None
         read = partial(_episode, {folder: BITS[task] for folder, task in tasks.items() if task})
         if not task_bit:
             read = partial(_episode, {})
@@ -87,12 +84,6 @@ def convert(
                 yield Fault(str(path), "", found)
                 continue
             layout, columns = found
-            here = columns["obs"].shape[1], columns["act"].shape[1]
-            widths = widths or here
-            if here != widths:
-                reason = f"observations and actions are {here} wide, in the files before {widths}"
-                yield Fault(str(path), "", reason)
-                continue
             layouts[layout] += 1
             yield Block(columns, str(path), "")
         provenance["layouts"] = dict(layouts)
@@ -110,6 +101,7 @@ def convert(
         blocks(),
         dst,
         source="walker",
+        inputs=files,
         size=sum(_steps(path) for path in files),
         settings=settings,
         notes=notes,
