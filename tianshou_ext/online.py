@@ -169,6 +169,7 @@ class _OnlineLogger(RunLogger):
     on_epoch: Callable[[int, OfflinePolicy], None] | None
 
     def save(self) -> None:
+        self.watch.check(weights=True)
         if self.folder is not None:
             # The checkpoint names its buffer, so that the two are of the same step.
             name = f"buffer_{self.policy.num_updates}.hdf5"
@@ -181,6 +182,7 @@ class _OnlineLogger(RunLogger):
     def log_update_data(self, log_data: dict[str, Any], step: int) -> None:
         if step % self.log_interval == 0:
             self._scalars(log_data.get("metrics", {}), step)
+            self.watch.check()
 
     def save_data(
         self,

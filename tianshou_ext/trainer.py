@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tianshou_ext.checkpoint import atomic_write, load_checkpoint, save_checkpoint, versions
+from tianshou_ext.divergence import DivergenceWatch, OnDivergence
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.registry import method_name
@@ -36,6 +37,7 @@ class RunLogger(BaseLogger):
     :param save_interval: gradient steps between two checkpoints.
     :param log_interval: gradient steps between two rows of metrics in TensorBoard.
     :param run: counters of the run that is resumed.
+    :param on_divergence: what to do when the policy diverges.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RunLogger(BaseLogger):
         update_per_epoch: int,
         run: Mapping[str, Any],
         tensorboard: bool,
+        on_divergence: OnDivergence = "stop",
     ) -> None:
         # Of training, test, update and info; 1.2 and 2.x name the first differently.
         super().__init__(1, 1, 1, 1)
@@ -62,6 +65,7 @@ class RunLogger(BaseLogger):
         self.rows: list[list[Any]] = run.get("rows", [])
         self.seconds_before = float(run.get("seconds", 0.0))
         self.start = time.monotonic()
+        self.watch = DivergenceWatch(policy, on_divergence)
         self._writer: Any = None
         if tensorboard and folder is not None:
             try:
@@ -79,7 +83,8 @@ class RunLogger(BaseLogger):
         return self.seconds_before + time.monotonic() - self.start
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, unless the policy has diverged."""
+        self.watch.check(weights=True)
         if self.folder is not None:
             run = {"best": self.best, "rows": self.rows, "seconds": self.seconds}
             save_checkpoint(self.policy, self.folder / CHECKPOINT, run)
@@ -89,6 +94,7 @@ class RunLogger(BaseLogger):
     def log_update_data(self, log_data: dict[str, Any], step: int) -> None:
         if step % self.log_interval == 0:
             self._scalars(log_data.get("metrics", {}), step)
+            self.watch.check()
         if step % self.save_interval == 0:
             self.save()
 
@@ -206,6 +212,7 @@ def offline_trainer(
     tensorboard: bool = False,
     stop_fn: Callable[[float], bool] | None = None,
     save_best_fn: Callable[[Any], None] | None = None,
+    on_divergence: OnDivergence = "stop",
     show_progress: bool = True,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
@@ -227,8 +234,12 @@ def offline_trainer(
     :param log_interval: gradient steps between metrics in TensorBoard.
     :param stop_fn: ends the training when true of the best mean return so far.
     :param save_best_fn: called with the policy at each new best test, as in Tianshou.
+    :param on_divergence: at NaN, or values beyond what the data's rewards can add up to, looked for
+        every ``log_interval`` steps and before each checkpoint: ``stop`` raises, ``warn`` warns.
     :return: a row per test: epoch, step, return_mean, return_std, episodes, seconds.
     :raises InputError: if a count is below 1, or the checkpoint is of another run.
+    :raises DivergenceError: if the training diverges and is to stop; the checkpoint is then the
+        last good one.
     :raises OSError: if a file cannot be written; older files are then as they were.
     """
     counts = {
@@ -269,6 +280,7 @@ def offline_trainer(
         update_per_epoch=update_per_epoch,
         run=run,
         tensorboard=tensorboard,
+        on_divergence=on_divergence,
     )
     if policy.num_updates < max_epoch * update_per_epoch:
         with flushed_denormals():

@@ -294,6 +294,11 @@ class OfflinePolicy(BasePolicy):
             self._replay(buffer)
         return buffer
 
+    @property
+    def staged(self) -> Staged:
+        """The data as they were last staged, or None."""
+        return None if self._staged is None else self._staged[2]
+
     def _replay(self, buffer: ReplayBuffer) -> Staged:
         """Return the staged buffer, or None if it has grown and must be sampled directly.
 

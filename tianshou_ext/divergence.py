@@ -1,0 +1,82 @@
+"""Noticing that a training run has diverged, before its checkpoint is overwritten."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Literal
+
+import torch
+
+from tianshou_ext.data.replay import Replay
+from tianshou_ext.errors import DivergenceError
+from tianshou_ext.policy.base import OfflinePolicy
+
+OnDivergence = Literal["stop", "warn"]
+
+REACH_FACTOR = 10.0
+"""How far beyond the largest possible return a value may go, our choice: entropy terms and the
+first overestimates stay below, a diverging value passes it within a few hundred steps."""
+
+
+class DivergenceWatch:
+    """Looks at a policy's metrics and weights.
+
+    :param on_divergence: ``stop`` raises ``DivergenceError``; ``warn`` warns once.
+    """
+
+    def __init__(self, policy: OfflinePolicy, on_divergence: OnDivergence = "stop") -> None:
+        self.policy = policy
+        self.on_divergence = on_divergence
+        self._reach: float | None = None
+        self._warned = False
+
+    @property
+    def reach(self) -> float:
+        """The largest value that the rewards of the data can add up to, discounted.
+
+        Infinite without staged data or without discounting.
+        """
+        if self._reach is None:
+            staged = self.policy.staged
+            gamma = self.policy.config.gamma
+            if isinstance(staged, Replay) and gamma < 1.0:
+                self._reach = float(staged.rew.abs().max()) / (1.0 - gamma)
+            else:
+                self._reach = math.inf
+        return self._reach
+
+    def fault(self) -> str | None:
+        """Return what is wrong with the metrics of the last step, or None."""
+        for name, value in self.policy.metrics.items():
+            if not math.isfinite(value):
+                return f"{name} is {value}"
+            if name.startswith(("q/", "v/")) and abs(value) > REACH_FACTOR * self.reach:
+                return (
+                    f"{name} is {value:.3g}, beyond {REACH_FACTOR:g} times the {self.reach:.3g} "
+                    "that the data's rewards can add up to"
+                )
+        return None
+
+    def check(self, *, weights: bool = False) -> None:
+        """Look, and stop or warn.
+
+        :param weights: look at every weight too, as is done before a checkpoint is written.
+        :raises DivergenceError: if something is wrong and the run is to stop.
+        """
+        fault = self.fault()
+        if fault is None and weights:
+            bad = [k for k, p in self.policy.named_parameters() if not torch.isfinite(p).all()]
+            fault = f"{bad[0]} holds NaN or infinity" if bad else None
+        if fault is None:
+            return
+        sentence = (
+            f"expected a training that converges, got one that diverged: at gradient step "
+            f"{self.policy.num_updates} {fault}; the last good checkpoint is kept, use a smaller "
+            "learning rate or a more conservative setting, or --on-divergence warn"
+        )
+        if self.on_divergence == "stop":
+            raise DivergenceError(sentence)
+        if not self._warned:
+            warnings.warn(sentence, stacklevel=2)
+            self._warned = True
