@@ -1,0 +1,182 @@
+"""What the continuous-control examples share: arguments, the data set, training, watching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from tianshou_ext.data.datasets import dataset_file
+from tianshou_ext.data.hdf5 import load_buffer, read_provenance
+from tianshou_ext.data.normalize import ObsNorm, RewardNorm, episode_returns
+from tianshou_ext.data.replay import Replay
+from tianshou_ext.envs.mujoco import make_mujoco_env, make_mujoco_venv, resolve_task
+from tianshou_ext.errors import InputError
+from tianshou_ext.evaluation.scores import normalized_score
+from tianshou_ext.experiment import (
+    config_options,
+    fit,
+    make_policy,
+    render_mode,
+    run_folder,
+    watch,
+)
+from tianshou_ext.policy import OfflinePolicy
+from tianshou_ext.tianshou_api import ReplayBuffer
+
+LAST = 10
+"""Tests at the end of a run whose mean is its score."""
+
+
+@dataclass
+class OfflineArgs:
+    """Arguments of every continuous-control example; what is None is the method's own default."""
+
+    task: str = "Hopper-v4"
+    """Gymnasium's id, as Hopper-v4; Hopper-v2 stands for it."""
+    dataset: str = "medium"
+    """A level (random, medium, medium-replay, medium-expert, expert), made on this machine once; a
+    D4RL id (hopper-medium-v2); a Minari id (mujoco/hopper/medium-v0); or an HDF5 file."""
+    dataset_steps: int = 200_000
+    """Steps of a level's data set; D4RL's have 1,000,000, which take minutes to make."""
+    seed: int = 0
+    """Of the networks, the sampling and the test episodes."""
+    lr: float | None = None
+    """Adam's learning rate."""
+    gamma: float | None = None
+    """Discount factor."""
+    hidden_sizes: tuple[int, ...] | None = None
+    """Widths of the fully connected layers."""
+    obs_norm: ObsNorm | None = None
+    """standard: by the data's mean and std; none: as they are."""
+    reward_norm: RewardNorm | None = None
+    """return_range: returns span 1000; standard: by mean and std; minus_one: less 1; none."""
+    batch_size: int | None = None
+    """Transitions a gradient step; 256 unless the paper says otherwise."""
+    epoch: int = 10
+    """Epochs in all."""
+    update_per_epoch: int = 10_000
+    """Gradient steps an epoch; the papers take 1,000,000 in all."""
+    test_num: int = 10
+    """Episodes at each test."""
+    logdir: str = "log"
+    """Folder of the run: <logdir>/<task>/<method>/<dataset>/<seed>."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on with the run in its folder, if there is one."""
+    resume_path: str | None = None
+    """Checkpoint or weights to start from, or to watch."""
+    watch: bool = False
+    """Only watch the policy: in a window, or without a display as an mp4."""
+    threads: int | None = None
+    """Threads of torch on the CPU; its own choice if left out."""
+    smoke: bool = False
+    """Finish in seconds: tiny data, three gradient steps, one short episode."""
+
+
+def train(
+    args: OfflineArgs,
+    method: str,
+    *,
+    name: str | None = None,
+    scheduler: Callable[[OfflinePolicy, int], Any] | None = None,
+    select: Callable[[ReplayBuffer], ReplayBuffer] | None = None,
+    config_defaults: Mapping[str, Any] | None = None,
+) -> list[dict[str, float]]:
+    """Train ``method`` on the data set and return a row per test.
+
+    :param method: its name in the registry.
+    :param name: of the run's folder; the method's if None.
+    :param scheduler: from the policy and the number of gradient steps to a learning-rate schedule.
+    :param select: from the data set to what is trained on.
+    :param config_defaults: fields of the config, or arguments, that go before the method's own
+        defaults and behind presets and the command line.
+    """
+    name = name or method
+    limit = apply_smoke(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.task = resolve_task(args.task)
+    options = {**(config_defaults or {}), **config_options(method, vars(args))}
+    args.batch_size = args.batch_size or options.pop("batch_size", 256)
+    env = make_mujoco_env(args.task)
+    policy = make_policy(
+        method,
+        env,
+        options,
+        device=args.device,
+        seed=args.seed,
+        resume_path=args.resume_path,
+    )
+    folder = run_folder(args.logdir, args.task, f"{name}/{data_name(args.dataset)}", args.seed)
+    if args.watch:
+        watch_policy(policy, args, folder)
+        return []
+    if scheduler is not None:
+        policy.lr_scheduler = scheduler(policy, args.epoch * args.update_per_epoch)
+    path = dataset_file(args.dataset, args.task, args.dataset_steps)
+    buffer = load_buffer(path)
+    behaviour = behaviour_return(path, buffer)
+    print(f"data: {len(buffer):,} steps from {path}, return {told(args.task, behaviour)}")
+    if select is not None:
+        buffer = select(buffer)
+        print(f"trained on {len(buffer):,} of them")
+    test_envs = make_mujoco_venv(args.task, args.test_num, seed=args.seed, **limit)
+    rows = fit(policy, buffer, test_envs, args, folder, label=name, lines={"behaviour": behaviour})
+    returns = np.array([row["return_mean"] for row in rows])
+    print(
+        f"{name} on {args.task} {args.dataset}, seed {args.seed}: return "
+        f"{told(args.task, returns[-1])}, mean of the last {min(LAST, len(returns))} tests "
+        f"{told(args.task, returns[-LAST:].mean())}, behaviour {told(args.task, behaviour)}; "
+        f"see {folder}"
+    )
+    return rows
+
+
+def apply_smoke(args: OfflineArgs) -> dict[str, int]:
+    """Shrink everything for ``--smoke``; return the time limit of test episodes."""
+    if not args.smoke:
+        return {}
+    args.dataset_steps, args.batch_size, args.test_num = 300, 8, 1
+    args.epoch, args.update_per_epoch = 1, 3
+    return {"max_episode_steps": 20}
+
+
+def data_name(dataset: str) -> str:
+    """Return a data set's name in the run's folder."""
+    return Path(dataset).stem if Path(dataset).suffix else dataset.replace("/", "_")
+
+
+def behaviour_return(path: Path, buffer: ReplayBuffer) -> float:
+    """Return the mean return of the episodes of a data set."""
+    recorded = read_provenance(path).get("score_mean")
+    return float(np.mean(episode_returns(Replay(buffer))) if recorded is None else recorded)
+
+
+def told(task: str, value: float) -> str:
+    """Return a return in words, with its normalised score if the task has one."""
+    try:
+        return f"{value:.1f} (score {float(normalized_score(task, value)):.1f})"
+    except InputError:
+        return f"{value:.1f}"
+
+
+def watch_policy(policy: OfflinePolicy, args: OfflineArgs, folder: Path) -> None:
+    """Play one episode in a window or, without a display, into ``<folder>/watch.mp4``."""
+    if args.resume_path is None and not args.smoke:
+        raise InputError("expected --resume-path with --watch, got none; name what to watch")
+    env = make_mujoco_env(args.task, render_mode=render_mode())
+    env.reset(seed=args.seed)
+    policy.eval()
+
+    def choose(obs: Any) -> Any:
+        with torch.no_grad():
+            act, _ = policy.act(policy.normalize(np.asarray(obs)[None]), True)
+        return policy.map_action(act.cpu().numpy())[0]
+
+    watch(env, choose, folder / "watch.mp4", int(env.metadata.get("render_fps", 30)))

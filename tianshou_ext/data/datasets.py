@@ -1,0 +1,70 @@
+"""Data sets by name: a level of our own, a D4RL id, a Minari id, or a file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from tianshou_ext.data.collect import cache_folder
+from tianshou_ext.data.convert import d4rl, minari
+from tianshou_ext.errors import InputError
+from tianshou_ext.evaluation.scores import references
+
+__all__ = ["dataset_file"]
+
+
+def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = True) -> Path:
+    """Return the buffer file of a data set, made or converted into the cache on first use.
+
+    :param dataset: a buffer file, a D4RL file or id (``hopper-medium-v2``), or a Minari dataset's
+        folder or id (``mujoco/hopper/medium-v0``).
+    :param task: whose level is meant.
+    :param steps: of a data set that is made.
+    :raises InputError: if it is none of these, cannot be fetched, or is damaged.
+    """
+    path = Path(dataset).expanduser()
+    if path.exists():
+        convert = _converter(path)
+        if convert is None:
+            return path
+        about = path.stat()
+        facts = f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
+        name = f"files/{path.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.hdf5"
+        return _converted(convert, str(path), name, show_progress)
+    if dataset in references():
+        return _converted(d4rl.convert, dataset, f"d4rl/{dataset}.hdf5", show_progress)
+    if re.fullmatch(r"[\w-]+(/[\w-]+)+-v\d+", dataset):
+        name = f"minari/{dataset.replace('/', '_')}.hdf5"
+        return _converted(minari.convert, dataset, name, show_progress)
+    raise InputError(
+        f"expected a data set, got {dataset!r}, which is no file, no D4RL id such as "
+        "hopper-medium-v2 and no Minari id such as mujoco/hopper/medium-v0; check the spelling"
+    )
+
+
+def _converter(path: Path) -> Callable[..., Any] | None:
+    """Return what converts a file or folder; None for what is, or should be, a buffer."""
+    if path.is_dir():
+        return minari.convert
+    try:
+        with h5py.File(path, "r") as file:
+            keys = set(file)
+    except OSError:
+        return None  # reading it as a buffer says what is wrong
+    if "_meta" in keys:
+        return None
+    if "observations" in keys:
+        return d4rl.convert
+    return minari.convert if any(key.startswith("episode_") for key in keys) else None
+
+
+def _converted(convert: Callable[..., Any], source: str, name: str, show_progress: bool) -> Path:
+    path = cache_folder() / name
+    if not path.exists():
+        print(convert(source, path, progress=show_progress))
+    return path

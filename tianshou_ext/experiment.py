@@ -1,0 +1,181 @@
+"""What the example scripts of all domains share: the run's folder, the policy, training, watching."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tianshou.data import VectorReplayBuffer
+
+from tianshou_ext.analysis.curves import plot_curves
+from tianshou_ext.checkpoint import load_policy
+from tianshou_ext.errors import InputError
+from tianshou_ext.policy import OfflinePolicy, get_method
+from tianshou_ext.tianshou_api import Collector, ReplayBuffer
+from tianshou_ext.trainer import offline_trainer
+
+
+class RunArgs(Protocol):
+    """Arguments that every offline example has."""
+
+    task: str
+    seed: int
+    batch_size: Any
+    epoch: int
+    update_per_epoch: int
+    test_num: int
+    resume: Any
+    logdir: str
+
+
+def run_folder(logdir: str, task: str, name: str, seed: int) -> Path:
+    """Return the folder of a run."""
+    return Path(logdir) / task.replace("/", "_") / name / str(seed)
+
+
+def check_device(device: str) -> None:
+    """Check that a device is there.
+
+    :raises InputError: if it is not.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(
+            f"expected a device that torch can use, got {device!r} ({first}); pass --device cpu"
+        ) from error
+
+
+def config_options(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of ``values`` that are fields of the method's config and not None."""
+    names = {f.name for f in fields(get_method(method).config_class)}
+    return {name: value for name, value in values.items() if name in names and value is not None}
+
+
+def make_policy(
+    method: str,
+    env: Any,
+    options: Mapping[str, Any],
+    *,
+    device: str,
+    seed: int,
+    resume_path: str | None = None,
+) -> OfflinePolicy:
+    """Build the policy for an environment, with the weights at ``resume_path`` if given.
+
+    :param options: fields of the method's config.
+    :raises InputError: if the device, an option or the checkpoint does not fit.
+    """
+    check_device(device)
+    policy = get_method(method).policy_class.build(
+        env.observation_space, env.action_space, device=device, seed=seed, **options
+    )
+    if resume_path:
+        load_policy(policy, resume_path)
+        print(f"weights from {resume_path}")
+    return policy
+
+
+def make_test_collector(policy: OfflinePolicy, test_envs: Any) -> Collector[Any]:
+    """Return a collector whose buffer keeps only the last steps; Tianshou's default takes 5 GB."""
+    buffer = VectorReplayBuffer(10 * len(test_envs), len(test_envs), ignore_obs_next=True)
+    return Collector(policy, test_envs, buffer, exploration_noise=True)
+
+
+def fit(
+    policy: OfflinePolicy,
+    buffer: ReplayBuffer,
+    test_envs: Any,
+    args: RunArgs,
+    folder: Path,
+    *,
+    label: str,
+    **plot: Any,
+) -> list[dict[str, float]]:
+    """Train as the arguments say, draw the curve, and return a row per test.
+
+    :param label: of the curve.
+    :param plot: what ``plot_curves`` takes beside the runs and the path.
+    """
+    rows = offline_trainer(
+        policy,
+        buffer,
+        max_epoch=args.epoch,
+        update_per_epoch=args.update_per_epoch,
+        batch_size=args.batch_size,
+        test_collector=make_test_collector(policy, test_envs),
+        episode_per_test=args.test_num,
+        logdir=folder,
+        resume=args.resume,
+        save_interval=min(1000, args.update_per_epoch),
+        tensorboard=True,
+    )
+    test_envs.close()
+    link_best(folder)
+    plot_curves({label: [folder]}, folder / "curve.png", title=args.task, **plot)
+    return rows
+
+
+def link_best(folder: Path) -> None:
+    """Let ``policy.pth`` beside the run's folder point at the newest run's best policy."""
+    link = folder.parent / "policy.pth"
+    if (folder / "policy.pth").exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(folder.name) / "policy.pth")
+
+
+def render_mode() -> str:
+    """Return ``human`` where there is a display to show a window on, else ``rgb_array``."""
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return "human" if display else "rgb_array"
+
+
+def watch(env: Any, choose: Callable[[Any], Any], path: Path, frames_per_second: int = 15) -> float:
+    """Play one episode in a window or, without a display, into the mp4 at ``path``.
+
+    :param env: made with ``render_mode()``.
+    :param choose: from an observation to an action of the environment.
+    :return: the score.
+    :raises InputError: if nothing can be rendered here.
+    """
+    obs, _ = env.reset()
+    frames, score, over = [], 0.0, False
+    while not over:
+        obs, rew, terminated, truncated, _ = env.step(choose(obs))
+        try:
+            frame = env.render()
+        except Exception as error:  # whatever the graphics driver makes of it
+            raise InputError(
+                "expected a display, or a driver that renders without one, got neither "
+                f"({' '.join(str(error).split())[:200]}); set MUJOCO_GL to egl or osmesa, or watch "
+                "on another machine"
+            ) from error
+        if frame is not None:
+            frames.append(frame)
+        score, over = score + float(rew), bool(terminated or truncated)
+    print(f"score {score:g}")
+    if frames:
+        print(f"video: {write_video(frames, path, frames_per_second)}")
+    return score
+
+
+def write_video(frames: list[Any], path: Path, frames_per_second: int = 15) -> Path:
+    """Write RGB frames (H, W, 3) as an mp4; small ones twice as large."""
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = frames[0].shape[:2]
+    scale = 2 if height < 300 else 1
+    size = (scale * width, scale * height)
+    codec = cv2.VideoWriter_fourcc(*"mp4v")
+    video = cv2.VideoWriter(str(path), codec, frames_per_second, size)
+    for frame in frames:
+        large = cv2.resize(frame, size, interpolation=cv2.INTER_NEAREST)
+        video.write(large[:, :, ::-1])
+    video.release()
+    return path
