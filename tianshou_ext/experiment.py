@@ -1,4 +1,4 @@
-"""What the example scripts of all domains share: the run's folder, the policy, training, watching."""
+"""What the examples of all domains share: the run's folder, the policy, training, watching."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def write_video(frames: list[Any], path: Path, frames_per_second: int = 15) -> P
     height, width = frames[0].shape[:2]
     scale = 2 if height < 300 else 1
     size = (scale * width, scale * height)
-    codec = cv2.VideoWriter_fourcc(*"mp4v")
+    codec = cv2.VideoWriter.fourcc(*"mp4v")
     video = cv2.VideoWriter(str(path), codec, frames_per_second, size)
     for frame in frames:
         large = cv2.resize(frame, size, interpolation=cv2.INTER_NEAREST)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from tianshou.data import VectorReplayBuffer
 
-from tianshou_ext.analysis.curves import plot_curves
-from tianshou_ext.checkpoint import load_policy
 from tianshou_ext.data.collect import Choose, cache_folder, collect_atari
 from tianshou_ext.data.hdf5 import load_buffer, load_rl_unplugged, read_provenance
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
 from tianshou_ext.envs.atari_players import make_player
 from tianshou_ext.errors import InputError
-from tianshou_ext.policy import OfflinePolicy, get_method
+from tianshou_ext.experiment import (
+    config_options,
+    fit,
+    make_policy,
+    render_mode,
+    run_folder,
+    watch,
+)
+from tianshou_ext.policy import OfflinePolicy
 from tianshou_ext.schedules import LinearDecay
-from tianshou_ext.tianshou_api import Collector, ReplayBuffer
-from tianshou_ext.trainer import offline_trainer
+from tianshou_ext.tianshou_api import ReplayBuffer
 
 
 @dataclass
@@ -89,11 +92,6 @@ class OfflineArgs(AtariArgs):
 MAX_SMOKE_FRAMES = 400
 
 
-def run_folder(args: AtariArgs, algorithm: str) -> Path:
-    """Return the folder of this run."""
-    return Path(args.logdir) / args.task.replace("/", "_") / algorithm / str(args.seed)
-
-
 def player_buffer(task: str, size: int, eps: float, frames_stack: int, seed: int = 0) -> Path:
     """Return the scripted player's data set, logging it if the cache has none yet."""
     player = make_player(task)
@@ -133,36 +131,6 @@ def get_buffer(args: OfflineArgs) -> ReplayBuffer:
     return buffer
 
 
-def check_device(device: str) -> None:
-    """Check that a device is there.
-
-    :raises InputError: if it is not.
-    """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(
-            f"expected a device that torch can use, got {device!r} ({first}); pass --device cpu"
-        ) from error
-
-
-def make_policy(args: AtariArgs, method: str, env: Any) -> OfflinePolicy:
-    """Build the policy with the hyperparameters that the arguments name."""
-    check_device(args.device)
-    found = get_method(method)
-    names = {f.name for f in fields(found.config_class)}
-    options = {name: value for name, value in vars(args).items() if name in names}
-    policy = found.policy_class.build(
-        env.observation_space, env.action_space, device=args.device, seed=args.seed, **options
-    )
-    policy.set_eps(args.eps_test)
-    if args.resume_path:
-        load_policy(policy, args.resume_path)
-        print(f"weights from {args.resume_path}")
-    return policy
-
-
 def apply_smoke(args: Any) -> dict[str, int]:
     """Shrink everything for ``--smoke``; return the time limit for the games."""
     if not args.smoke:
@@ -171,6 +139,20 @@ def apply_smoke(args: Any) -> dict[str, int]:
     if isinstance(args, OfflineArgs):
         args.epoch, args.update_per_epoch = 1, 3
     return {"max_episode_frames": MAX_SMOKE_FRAMES}
+
+
+def build_policy(args: AtariArgs, method: str, env: Any) -> OfflinePolicy:
+    """Build the policy with the hyperparameters that the arguments name."""
+    policy = make_policy(
+        method,
+        env,
+        config_options(method, vars(args)),
+        device=args.device,
+        seed=args.seed,
+        resume_path=args.resume_path,
+    )
+    policy.set_eps(args.eps_test)
+    return policy
 
 
 def train(args: OfflineArgs, algorithm: str, method: str) -> list[dict[str, float]]:
@@ -182,10 +164,10 @@ def train(args: OfflineArgs, algorithm: str, method: str) -> list[dict[str, floa
     if args.threads:
         torch.set_num_threads(args.threads)
     env = make_atari_env(args.task, seed=args.seed, frame_stack=args.frames_stack)
-    policy = make_policy(args, method, env)
-    folder = run_folder(args, algorithm)
+    policy = build_policy(args, method, env)
+    folder = run_folder(args.logdir, args.task, algorithm, args.seed)
     if args.watch:
-        watch(policy, args, folder)
+        watch_policy(policy, args, folder)
         return []
     if args.lr_decay:
         num_steps = args.epoch * args.update_per_epoch
@@ -194,22 +176,7 @@ def train(args: OfflineArgs, algorithm: str, method: str) -> list[dict[str, floa
     test_envs = make_atari_venv(
         args.task, args.test_num, seed=args.seed, frame_stack=args.frames_stack, **limit
     )
-    rows = offline_trainer(
-        policy,
-        buffer,
-        max_epoch=args.epoch,
-        update_per_epoch=args.update_per_epoch,
-        batch_size=args.batch_size,
-        test_collector=make_test_collector(policy, test_envs),
-        episode_per_test=args.test_num,
-        logdir=folder,
-        resume=args.resume,
-        save_interval=min(1000, args.update_per_epoch),
-        tensorboard=True,
-    )
-    test_envs.close()
-    link_best(folder)
-    plot_curves({algorithm: [folder]}, folder / "curve.png", title=args.task)
+    rows = fit(policy, buffer, test_envs, args, folder, label=algorithm)
     last = rows[-1]
     print(
         f"{algorithm} on {args.task}, seed {args.seed}: {last['return_mean']:.1f} ± "
@@ -217,20 +184,6 @@ def train(args: OfflineArgs, algorithm: str, method: str) -> list[dict[str, floa
         f"steps, best {max(row['return_mean'] for row in rows):.1f}; see {folder}"
     )
     return rows
-
-
-def make_test_collector(policy: OfflinePolicy, test_envs: Any) -> Collector[Any]:
-    """Return a collector whose buffer keeps only the last steps; Tianshou's default takes 5 GB."""
-    buffer = VectorReplayBuffer(10 * len(test_envs), len(test_envs), ignore_obs_next=True)
-    return Collector(policy, test_envs, buffer, exploration_noise=True)
-
-
-def link_best(folder: Path) -> None:
-    """Let ``<algorithm>/policy.pth`` point at the newest run's best policy."""
-    link = folder.parent / "policy.pth"
-    if (folder / "policy.pth").exists():
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(folder.name) / "policy.pth")
 
 
 def greedy(policy: OfflinePolicy) -> Choose:
@@ -246,45 +199,22 @@ def greedy(policy: OfflinePolicy) -> Choose:
     return choose
 
 
-def watch(policy: OfflinePolicy, args: AtariArgs, folder: Path) -> None:
+def watch_policy(policy: OfflinePolicy, args: AtariArgs, folder: Path) -> None:
     """Play one game in a window or, without a display, into ``<folder>/watch.mp4``."""
     if args.resume_path is None and not args.smoke:
         raise InputError("expected --resume-path with --watch, got none; name what to watch")
-    display = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     limit = {"max_episode_frames": MAX_SMOKE_FRAMES} if args.smoke else {}
     env = make_atari_env(
         args.task,
         seed=args.seed,
         frame_stack=args.frames_stack,
-        render_mode="human" if display else "rgb_array",
+        render_mode=render_mode(),
         **limit,
     )
-    choose, rng = greedy(policy), np.random.default_rng(args.seed)
-    obs, _ = env.reset()
-    frames, score, over = [], 0.0, False
-    while not over:
+    best, rng = greedy(policy), np.random.default_rng(args.seed)
+
+    def choose(obs: Any) -> int:
         random = rng.random() < args.eps_test
-        act = int(rng.integers(env.action_space.n)) if random else choose(env, obs, None)
-        obs, rew, terminated, truncated, _ = env.step(act)
-        frame = env.render()
-        if frame is not None:
-            frames.append(frame)
-        score, over = score + float(rew), bool(terminated or truncated)
-    print(f"score {score:g}")
-    if frames:
-        print(f"video: {write_video(frames, folder / 'watch.mp4')}")
+        return int(rng.integers(env.action_space.n)) if random else best(env, obs, None)
 
-
-def write_video(frames: list[Any], path: Path, frames_per_second: int = 15) -> Path:
-    """Write RGB frames (H, W, 3) as an mp4, twice as large."""
-    import cv2
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames[0].shape[:2]
-    codec = cv2.VideoWriter_fourcc(*"mp4v")
-    video = cv2.VideoWriter(str(path), codec, frames_per_second, (2 * width, 2 * height))
-    for frame in frames:
-        large = cv2.resize(frame, (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST)
-        video.write(large[:, :, ::-1])
-    video.release()
-    return path
+    watch(env, choose, folder / "watch.mp4")

@@ -8,22 +8,14 @@ python atari_qrdqn.py --task PongNoFrameskip-v4 --watch --eps-test 0.2 --buffer-
 from dataclasses import dataclass
 
 import torch
-from atari_common import (
-    AtariArgs,
-    apply_smoke,
-    greedy,
-    link_best,
-    make_policy,
-    make_test_collector,
-    run_folder,
-    watch,
-)
+from atari_common import AtariArgs, apply_smoke, build_policy, greedy, watch_policy
 from tianshou.data import VectorReplayBuffer
 
 from tianshou_ext.cli import launch
 from tianshou_ext.data.collect import collect_atari
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
 from tianshou_ext.errors import InputError
+from tianshou_ext.experiment import link_best, make_test_collector, run_folder
 from tianshou_ext.tianshou_api import Collector, run_online
 from tianshou_ext.trainer import RunLogger
 
@@ -66,7 +58,7 @@ def log_play(args: Args) -> None:
         raise InputError("expected --resume-path with --watch, got none; name whose play to log")
     limit = apply_smoke(args)
     env = make_atari_env(args.task, seed=args.seed, frame_stack=args.frames_stack)
-    policy = make_policy(args, "discrete_cql", env)
+    policy = build_policy(args, "discrete_cql", env)
     about = collect_atari(
         args.task,
         str(args.save_buffer_name),
@@ -91,10 +83,10 @@ def main(args: Args) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     env = make_atari_env(args.task, seed=args.seed, frame_stack=args.frames_stack)
-    policy = make_policy(args, "discrete_cql", env)
-    folder = run_folder(args, "qrdqn")
+    policy = build_policy(args, "discrete_cql", env)
+    folder = run_folder(args.logdir, args.task, "qrdqn", args.seed)
     if args.watch:
-        watch(policy, args, folder)
+        watch_policy(policy, args, folder)
         return
     stack = {"frame_stack": args.frames_stack, **limit}
     train_envs = make_atari_venv(
