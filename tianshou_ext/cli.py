@@ -14,6 +14,7 @@ TArgs = TypeVar("TArgs")
 
 _CONVERT = "tianshou_ext.data.convert"
 COMMANDS: dict[str, str | dict[str, str]] = {
+    "collect": "tianshou_ext.data.behaviour:collect",
     "convert": {
         "arrays": f"{_CONVERT}.arrays:convert",
         "d4rl": f"{_CONVERT}.d4rl:convert",

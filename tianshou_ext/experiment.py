@@ -13,6 +13,7 @@ from tianshou.data import VectorReplayBuffer
 
 from tianshou_ext.analysis.curves import plot_curves
 from tianshou_ext.checkpoint import load_policy
+from tianshou_ext.divergence import OnDivergence
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy import OfflinePolicy, get_method
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer
@@ -29,7 +30,7 @@ class RunArgs(Protocol):
     update_per_epoch: int
     test_num: int
     resume: Any
-    logdir: str
+    on_divergence: OnDivergence
 
 
 def run_folder(logdir: str, task: str, name: str, seed: int) -> Path:
@@ -114,10 +115,11 @@ def fit(
         resume=args.resume,
         save_interval=min(1000, args.update_per_epoch),
         tensorboard=True,
+        on_divergence=args.on_divergence,
     )
     test_envs.close()
     link_best(folder)
-    plot_curves({label: [folder]}, folder / "curve.png", title=args.task, **plot)
+    plot_curves({label: [folder]}, folder / "curve.png", title=args.task, task=args.task, **plot)
     return rows
 
 

@@ -11,6 +11,7 @@ import torch
 
 from tianshou_ext.data.collect import Choose, cache_folder, collect_atari
 from tianshou_ext.data.hdf5 import load_buffer, load_rl_unplugged, read_provenance
+from tianshou_ext.divergence import OnDivergence
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
 from tianshou_ext.envs.atari_players import make_player
 from tianshou_ext.errors import InputError
@@ -85,6 +86,8 @@ class OfflineArgs(AtariArgs):
     """The file has RL Unplugged's keys (observations, actions, ...), as Tianshou converts them."""
     eps: float = 0.2
     """Share of random actions mixed into the scripted player's."""
+    on_divergence: OnDivergence = "stop"
+    """stop: end a run that has diverged; warn: say so and go on."""
     lr_decay: bool = False
     """Take the learning rate to 0 over all epochs, in a straight line."""
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from presets import PRESETS, preset_for
 
 from tianshou_ext.data.datasets import dataset_file
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
 from tianshou_ext.data.normalize import ObsNorm, RewardNorm, episode_returns
 from tianshou_ext.data.replay import Replay
+from tianshou_ext.divergence import OnDivergence
 from tianshou_ext.envs.mujoco import make_mujoco_env, make_mujoco_venv, resolve_task
 from tianshou_ext.errors import InputError
-from tianshou_ext.evaluation.scores import normalized_score
+from tianshou_ext.evaluation.scores import score_text
 from tianshou_ext.experiment import (
     config_options,
     fit,
@@ -34,7 +36,11 @@ LAST = 10
 
 @dataclass
 class OfflineArgs:
-    """Arguments of every continuous-control example; what is None is the method's own default."""
+    """Arguments of every continuous-control example.
+
+    What is None is the preset's or the method's own. A subclass leaves fields that a preset may set
+    None too: a value that is the field's default cannot be told from one that was not given.
+    """
 
     task: str = "Hopper-v4"
     """Gymnasium's id, as Hopper-v4; Hopper-v2 stands for it."""
@@ -56,7 +62,7 @@ class OfflineArgs:
     reward_norm: RewardNorm | None = None
     """return_range: returns span 1000; standard: by mean and std; minus_one: less 1; none."""
     batch_size: int | None = None
-    """Transitions a gradient step; 256 unless the paper says otherwise."""
+    """Transitions a gradient step; the preset's, or 256."""
     epoch: int = 10
     """Epochs in all."""
     update_per_epoch: int = 10_000
@@ -75,8 +81,41 @@ class OfflineArgs:
     """Only watch the policy: in a window, or without a display as an mp4."""
     threads: int | None = None
     """Threads of torch on the CPU; its own choice if left out."""
+    preset: bool = True
+    """Use the settings that presets.py has for the method on this data set."""
+    on_divergence: OnDivergence = "stop"
+    """stop: end a run that has diverged; warn: say so and go on."""
     smoke: bool = False
     """Finish in seconds: tiny data, three gradient steps, one short episode."""
+
+
+@dataclass
+class D4RLArgs(OfflineArgs):
+    """Arguments under the names, and with the defaults, of Tianshou's ``d4rl_*.py``."""
+
+    task: str = "HalfCheetah-v2"
+    """Gymnasium's id, as HalfCheetah-v4; HalfCheetah-v2 stands for it."""
+    expert_data_task: str = "halfcheetah-expert-v2"
+    """What --dataset takes here, which it goes before: a D4RL id, or one of the others."""
+    hidden_sizes: tuple[int, ...] | None = (256, 256)
+    """Widths of the fully connected layers."""
+    batch_size: int | None = 256
+    """Transitions a gradient step."""
+    epoch: int = 200
+    """Epochs in all."""
+    step_per_epoch: int = 5000
+    """Gradient steps an epoch, in the place of --update-per-epoch."""
+    norm_obs: int = 0
+    """1 normalises observations by the data's mean and std, 0 does not."""
+    preset: bool = False
+    """Use the settings that presets.py has for the method on this data set."""
+
+
+def train_d4rl(args: D4RLArgs, method: str) -> list[dict[str, float]]:
+    """Train as ``train`` does, with Tianshou's arguments."""
+    args.dataset, args.update_per_epoch = args.expert_data_task, args.step_per_epoch
+    args.obs_norm = args.obs_norm or ("standard" if args.norm_obs else "none")
+    return train(args, method)
 
 
 def train(
@@ -91,19 +130,19 @@ def train(
     """Train ``method`` on the data set and return a row per test.
 
     :param method: its name in the registry.
-    :param name: of the run's folder; the method's if None.
+    :param name: of the run's folder, and of the presets if they know it; the method's if None.
     :param scheduler: from the policy and the number of gradient steps to a learning-rate schedule.
     :param select: from the data set to what is trained on.
-    :param config_defaults: fields of the config, or arguments, that go before the method's own
-        defaults and behind presets and the command line.
+    :param config_defaults: fields of the config that go before its own defaults, and behind
+        presets and the command line.
     """
     name = name or method
     limit = apply_smoke(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     args.task = resolve_task(args.task)
-    options = {**(config_defaults or {}), **config_options(method, vars(args))}
-    args.batch_size = args.batch_size or options.pop("batch_size", 256)
+    options = resolve_options(args, method, name, config_defaults or {})
+    args.batch_size = options.pop("batch_size", 256)
     env = make_mujoco_env(args.task)
     policy = make_policy(
         method,
@@ -122,20 +161,39 @@ def train(
     path = dataset_file(args.dataset, args.task, args.dataset_steps)
     buffer = load_buffer(path)
     behaviour = behaviour_return(path, buffer)
-    print(f"data: {len(buffer):,} steps from {path}, return {told(args.task, behaviour)}")
+    print(f"data: {len(buffer):,} steps from {path}, return {score_text(args.task, behaviour)}")
     if select is not None:
         buffer = select(buffer)
         print(f"trained on {len(buffer):,} of them")
     test_envs = make_mujoco_venv(args.task, args.test_num, seed=args.seed, **limit)
     rows = fit(policy, buffer, test_envs, args, folder, label=name, lines={"behaviour": behaviour})
     returns = np.array([row["return_mean"] for row in rows])
+    said = [score_text(args.task, x) for x in (returns[-1], returns[-LAST:].mean(), behaviour)]
     print(
-        f"{name} on {args.task} {args.dataset}, seed {args.seed}: return "
-        f"{told(args.task, returns[-1])}, mean of the last {min(LAST, len(returns))} tests "
-        f"{told(args.task, returns[-LAST:].mean())}, behaviour {told(args.task, behaviour)}; "
-        f"see {folder}"
+        f"{name} on {args.task} {args.dataset}, seed {args.seed}: return {said[0]}, mean of the "
+        f"last {min(LAST, len(returns))} tests {said[1]}, behaviour {said[2]}; see {folder}"
     )
     return rows
+
+
+def resolve_options(
+    args: OfflineArgs, method: str, name: str, config_defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return fields of the method's config, and ``batch_size``: defaults, preset, command line."""
+    values = {key: value for key, value in vars(args).items() if value is not None}
+    defaults = {field.name: field.default for field in fields(args)}
+    given = {key: value for key, value in values.items() if value != defaults[key]}
+    settings: dict[str, Any] = {}
+    if args.preset:
+        known = name if any(row.method == name for row in PRESETS) else method
+        settings, sources = preset_for(known, args.task, args.dataset)
+        settings = {key: value for key, value in settings.items() if key not in given}
+        if settings:
+            said = ", ".join(f"{key} {value}" for key, value in settings.items())
+            print(f"preset: {said} ({'; '.join(sources)}); --no-preset leaves them out")
+    merged = {**config_defaults, **values, **settings, **given}
+    chosen = {"batch_size": merged["batch_size"]} if "batch_size" in merged else {}
+    return config_options(method, merged) | chosen
 
 
 def apply_smoke(args: OfflineArgs) -> dict[str, int]:
@@ -143,7 +201,7 @@ def apply_smoke(args: OfflineArgs) -> dict[str, int]:
     if not args.smoke:
         return {}
     args.dataset_steps, args.batch_size, args.test_num = 300, 8, 1
-    args.epoch, args.update_per_epoch = 1, 3
+    args.epoch, args.update_per_epoch, args.preset = 1, 3, False
     return {"max_episode_steps": 20}
 
 
@@ -156,14 +214,6 @@ def behaviour_return(path: Path, buffer: ReplayBuffer) -> float:
     """Return the mean return of the episodes of a data set."""
     recorded = read_provenance(path).get("score_mean")
     return float(np.mean(episode_returns(Replay(buffer))) if recorded is None else recorded)
-
-
-def told(task: str, value: float) -> str:
-    """Return a return in words, with its normalised score if the task has one."""
-    try:
-        return f"{value:.1f} (score {float(normalized_score(task, value)):.1f})"
-    except InputError:
-        return f"{value:.1f}"
 
 
 def watch_policy(policy: OfflinePolicy, args: OfflineArgs, folder: Path) -> None:

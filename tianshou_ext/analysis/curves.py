@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from tianshou_ext.checkpoint import atomic_write
 from tianshou_ext.errors import InputError
+from tianshou_ext.evaluation.scores import reference_scores
 from tianshou_ext.trainer import PROGRESS, read_progress
 
 
@@ -18,6 +20,7 @@ def plot_curves(
     *,
     title: str = "",
     lines: Mapping[str, float] | None = None,
+    task: str | None = None,
 ) -> Path:
     """Draw return against gradient steps.
 
@@ -25,6 +28,7 @@ def plot_curves(
         from the least to the greatest. One folder's band is a standard deviation over episodes.
     :param path: PNG to write.
     :param lines: label to height of horizontal lines, for example the behaviour's score.
+    :param task: adds an axis with D4RL's normalised score, if the task has one.
     :raises InputError: if matplotlib is missing.
     """
     try:
@@ -52,7 +56,19 @@ def plot_curves(
     for k, (label, height) in enumerate((lines or {}).items()):
         axes.axhline(height, color="grey", linestyle=("--", ":", "-.")[k % 3], label=label)
     axes.set_xlabel("gradient steps")
-    axes.set_ylabel("return of a test game")
+    axes.set_ylabel("return of a test episode")
+    if task is not None:
+        with contextlib.suppress(InputError):  # a task without reference scores
+            reference = reference_scores(task)
+            low, span = reference.minimum, reference.maximum - reference.minimum
+            right = axes.secondary_yaxis(
+                "right",
+                functions=(
+                    lambda y: 100 * (np.asarray(y, float) - low) / span,
+                    lambda y: low + np.asarray(y, float) * span / 100,
+                ),
+            )
+            right.set_ylabel("normalised score")
     axes.set_title(title)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

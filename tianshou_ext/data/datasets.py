@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 
+from tianshou_ext.data.behaviour import LEVELS, level_file
 from tianshou_ext.data.collect import cache_folder
 from tianshou_ext.data.convert import d4rl, minari
 from tianshou_ext.errors import InputError
@@ -21,10 +22,10 @@ __all__ = ["dataset_file"]
 def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = True) -> Path:
     """Return the buffer file of a data set, made or converted into the cache on first use.
 
-    :param dataset: a buffer file, a D4RL file or id (``hopper-medium-v2``), or a Minari dataset's
-        folder or id (``mujoco/hopper/medium-v0``).
+    :param dataset: a level (``medium``), a buffer file, a D4RL file or id (``hopper-medium-v2``),
+        or a Minari dataset's folder or id (``mujoco/hopper/medium-v0``).
     :param task: whose level is meant.
-    :param steps: of a data set that is made.
+    :param steps: of a level's data set.
     :raises InputError: if it is none of these, cannot be fetched, or is damaged.
     """
     path = Path(dataset).expanduser()
@@ -36,14 +37,17 @@ def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = T
         facts = f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
         name = f"files/{path.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.hdf5"
         return _converted(convert, str(path), name, show_progress)
+    if dataset in LEVELS:
+        return level_file(task, dataset, steps, show_progress=show_progress)
     if dataset in references():
         return _converted(d4rl.convert, dataset, f"d4rl/{dataset}.hdf5", show_progress)
     if re.fullmatch(r"[\w-]+(/[\w-]+)+-v\d+", dataset):
         name = f"minari/{dataset.replace('/', '_')}.hdf5"
         return _converted(minari.convert, dataset, name, show_progress)
     raise InputError(
-        f"expected a data set, got {dataset!r}, which is no file, no D4RL id such as "
-        "hopper-medium-v2 and no Minari id such as mujoco/hopper/medium-v0; check the spelling"
+        f"expected a data set, got {dataset!r}, which is no level ({', '.join(LEVELS)}), no file, "
+        "no D4RL id such as hopper-medium-v2 and no Minari id such as mujoco/hopper/medium-v0; "
+        "check the spelling"
     )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from tianshou_ext.errors import InputError
 
-__all__ = ["Reference", "normalized_score", "reference_scores", "references"]
+__all__ = ["Reference", "normalized_score", "reference_scores", "references", "score_text"]
 
 # Tasks of gymnasium and gymnasium-robotics whose D4RL versions all share their reference scores.
 FAMILIES = {
@@ -103,3 +103,11 @@ def normalized_score(env_or_dataset_id: str, returns: ArrayLike) -> np.ndarray[A
     reference = reference_scores(env_or_dataset_id)
     span = reference.maximum - reference.minimum
     return 100.0 * (np.asarray(returns, dtype=np.float64) - reference.minimum) / span
+
+
+def score_text(task: str, value: float) -> str:
+    """Return a mean return in words, with its normalised score where the task has one."""
+    try:
+        return f"{value:.1f} (score {float(normalized_score(task, value)):.1f})"
+    except InputError:
+        return f"{value:.1f}"
