@@ -78,12 +78,17 @@ def online_trainer(
     :raises InputError: if a count is out of its range, or the checkpoint is of another run.
     """
     collect = len(train_envs) if step_per_collect is None else step_per_collect
-    updates = step_per_epoch * update_per_step
-    if step_per_epoch < 1 or step_per_epoch % collect or updates < 1 or updates % 1:
+    if step_per_epoch < 1 or step_per_epoch % collect:
         raise InputError(
-            f"expected step_per_epoch in whole collections of {collect} steps and with a whole "
-            f"number of updates, got {step_per_epoch} steps and {updates:g} updates; change it"
+            f"expected step_per_epoch in whole collections of {collect} steps, got "
+            f"{step_per_epoch}; change it"
         )
+    if collect * update_per_step < 1 or collect * update_per_step % 1:
+        raise InputError(
+            f"expected a whole number of updates after each collection of {collect} steps, got "
+            f"{collect * update_per_step:g}; change update_per_step or step_per_collect"
+        )
+    updates = round(step_per_epoch * update_per_step)
     folder = None if logdir is None else Path(logdir)
     buffer = VectorReplayBuffer(buffer_size, len(train_envs))
     train_collector: Collector[Any] = Collector(
@@ -96,7 +101,7 @@ def online_trainer(
         save_interval=save_epochs,
         log_interval=log_interval,
         batch_size=batch_size,
-        update_per_epoch=round(updates),
+        update_per_epoch=updates,
         run=run,
         tensorboard=tensorboard,
     )
@@ -113,7 +118,7 @@ def online_trainer(
             "versions": versions(),
         }
         atomic_write(folder / "run.json", lambda p: p.write_text(json.dumps(about, indent=2)))
-    if policy.num_updates < max_epoch * round(updates):
+    if policy.num_updates < max_epoch * updates:
         if not run and start_steps:
             train_envs.seed([seed + WARM_UP_SEED + k for k in range(len(train_envs))])
             train_collector.reset_env()

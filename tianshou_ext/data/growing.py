@@ -72,14 +72,23 @@ class GrowingReplay:
             if filled < self._filled[k]:  # the buffer was reset
                 self._filled[k] = self._inserted[k] = 0
             added = int(inserted - self._inserted[k]) % sub.maxsize
-            if added == 0 and filled > self._filled[k]:
-                added = sub.maxsize
+            if (added == 0 and filled > self._filled[k]) or self._newest_is_gone(k):
+                added, self._filled[k] = filled, 0
+                self._inserted[k] = inserted - filled
             if added:
                 places = (self._inserted[k] + np.arange(added)) % sub.maxsize
                 before = (self._inserted[k] - 1) % sub.maxsize if self._filled[k] else None
                 self._stage(self._starts[k] + places)
                 self._join(self._starts[k], places, before)
             self._filled[k], self._inserted[k] = filled, inserted
+
+    def _newest_is_gone(self, k: int) -> bool:
+        """Whether the row staged last was overwritten: a whole ring was added since."""
+        if not self._filled[k]:
+            return False
+        row = int(self._starts[k] + (self._inserted[k] - 1) % self._subs[k].maxsize)
+        staged = self._columns["obs"][row].cpu().numpy()
+        return not np.array_equal(staged, self.buffer._meta["obs"][row].astype(np.float32))
 
     def _stage(self, rows: Array) -> None:
         at = torch.from_numpy(rows)

@@ -1,0 +1,190 @@
+"""Online training: what it collects, and that an interrupted run ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tianshou.data import Batch, VectorReplayBuffer
+from tianshou.env import DummyVectorEnv
+
+from tianshou_ext import online
+from tianshou_ext.checkpoint import save_checkpoint
+from tianshou_ext.errors import InputError
+from tianshou_ext.online import cut_episodes, online_trainer, restore_rows, save_rows
+from tianshou_ext.policy import OfflinePolicy, SACNPolicy
+from tianshou_ext.tianshou_api import ReplayBuffer
+from tianshou_ext.trainer import CHECKPOINT, PROGRESS, read_progress
+
+SETTINGS = {
+    "max_epoch": 3,
+    "step_per_epoch": 60,
+    "batch_size": 8,
+    "buffer_size": 400,
+    "start_steps": 20,
+    "episode_per_test": 1,
+}
+
+
+def build(seed: int = 0, **options: Any) -> OfflinePolicy:
+    env = gymnasium.make("Pendulum-v1")
+    options = {"hidden_sizes": (8,), "num_critics": 2, "lr": 1e-2} | options
+    return SACNPolicy.build(env.observation_space, env.action_space, seed=seed, **options)
+
+
+def envs(count: int = 1) -> DummyVectorEnv:
+    return DummyVectorEnv([lambda: gymnasium.make("Pendulum-v1")] * count)
+
+
+def train(policy: OfflinePolicy, folder: Path | None = None, num_envs: int = 1, **options: Any):
+    return online_trainer(
+        policy,
+        envs(num_envs),
+        test_envs=envs(),
+        logdir=folder,
+        show_progress=False,
+        verbose=False,
+        **{**SETTINGS, **options},
+    )
+
+
+class KilledError(Exception):
+    """Stands for a killed process: what is not on the disk is lost."""
+
+
+def interrupt_at(policy: OfflinePolicy, update: int) -> None:
+    step = policy.gradient_step
+
+    def interrupted(batch: Any) -> Any:
+        if policy.num_updates == update:
+            raise KilledError
+        return step(batch)
+
+    policy.gradient_step = interrupted  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize("moment", [30, 61, 119])
+def test_an_interrupted_run_ends_with_the_same_weights_and_tests(num_envs, moment, tmp_path: Path):
+    whole = build()
+    rows = train(whole, tmp_path / "whole", num_envs)
+    broken = build()
+    interrupt_at(broken, moment)
+    with pytest.raises(KilledError):
+        train(broken, tmp_path / "broken", num_envs)
+    resumed = build()
+    again = train(resumed, tmp_path / "broken", num_envs)
+    assert resumed.num_updates == whole.num_updates == 180
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert [row["return_mean"] for row in rows] == [row["return_mean"] for row in again]
+    assert len(read_progress(tmp_path / "broken" / PROGRESS)) == 4
+
+
+def test_a_run_killed_between_its_buffer_and_its_checkpoint_resumes(tmp_path: Path, monkeypatch):
+    whole = build()
+    train(whole, tmp_path / "whole")
+    saves = iter([False, True])
+
+    def dying(*args: Any, **kwargs: Any) -> None:
+        if args[1].name == CHECKPOINT and next(saves):
+            raise KilledError
+        save_checkpoint(*args, **kwargs)
+
+    monkeypatch.setattr("tianshou_ext.trainer.save_checkpoint", dying)
+    with pytest.raises(KilledError):
+        train(build(), tmp_path / "broken")
+    monkeypatch.undo()
+    assert len([*(tmp_path / "broken").glob("buffer_*.hdf5")]) == 2
+    resumed = build()
+    train(resumed, tmp_path / "broken")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert len([*(tmp_path / "broken").glob("buffer_*.hdf5")]) == 1
+
+
+def test_steps_updates_and_the_cuts_between_epochs_are_as_asked(tmp_path: Path, monkeypatch):
+    kept: list[ReplayBuffer] = []
+    cut = cut_episodes
+    monkeypatch.setattr(online, "cut_episodes", lambda b: (kept.append(b), cut(b)))
+    epochs: list[int] = []
+    policy = build()
+    options = {"update_per_step": 0.5, "step_per_collect": 2}
+    train(policy, tmp_path, on_epoch=lambda epoch, p: epochs.append(epoch), **options)
+    assert policy.num_updates == 90
+    assert epochs == [1, 2, 3]
+    (buffer,) = {id(b): b for b in kept}.values()
+    assert len(buffer) == 20 + 3 * 60
+    ends = np.flatnonzero(buffer.truncated[:200])
+    assert ends.tolist() == [19, 79, 139]  # an epoch is shorter than Pendulum's 200 steps
+    assert not buffer.terminated[:200].any()
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["method"] == "sac_n"
+    assert about["start_steps"] == 20
+
+
+def test_actions_are_random_at_first_and_the_policys_then():
+    policy = build()
+    before = [p.clone() for p in policy.parameters()]
+    rows = train(policy)
+    assert [row["step"] for row in rows] == [0, 60, 120, 180]
+    assert not all(map(torch.equal, before, policy.parameters()))
+
+
+@pytest.mark.parametrize("make", [lambda: ReplayBuffer(12), lambda: VectorReplayBuffer(24, 2)])
+def test_a_buffer_comes_back_as_it_was(make, tmp_path: Path):
+    buffer, rng = make(), np.random.default_rng(0)
+    subs = len(getattr(buffer, "buffers", [0]))
+    for k in range(15):  # the rings have come round
+        row = {"obs": rng.normal(size=3), "act": rng.normal(size=1), "rew": float(k)}
+        row |= {"terminated": k % 5 == 4, "truncated": False, "obs_next": rng.normal(size=3)}
+        one = Batch(**row, info={})
+        buffer.add(one if subs == 1 else Batch([one] * subs))
+    cut_episodes(buffer)
+    save_rows(buffer, tmp_path / "b.hdf5")
+    restored = make()
+    restore_rows(restored, tmp_path / "b.hdf5")
+    assert len(restored) == len(buffer)
+    for key in ("obs", "act", "rew", "terminated", "truncated", "done", "obs_next"):
+        assert np.array_equal(restored._meta[key], buffer._meta[key])
+    assert np.array_equal(restored.last_index, buffer.last_index)
+    for both in (buffer, restored):  # and goes on in the same place
+        one = Batch(obs=np.ones(3), act=np.ones(1), rew=99.0, obs_next=np.ones(3), info={})
+        one.update(terminated=False, truncated=False)
+        both.add(one if subs == 1 else Batch([one] * subs))
+    assert np.array_equal(restored.rew, buffer.rew)
+
+
+def test_a_buffer_of_other_sizes_is_refused(tmp_path: Path):
+    train(build(), tmp_path, max_epoch=1)
+    with pytest.raises(InputError, match="expected a buffer of 2 environments"):
+        train(build(), tmp_path, 2)
+    for file in tmp_path.glob("buffer_*.hdf5"):
+        file.unlink()
+    with pytest.raises(InputError, match="expected the run's buffer at .* found none"):
+        train(build(), tmp_path)
+
+
+def test_never_resuming_refuses_a_folder_with_a_run(tmp_path: Path):
+    train(build(), tmp_path, max_epoch=1)
+    with pytest.raises(InputError, match="expected a folder without a run"):
+        train(build(), tmp_path, resume="never")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"step_per_epoch": 0}, "expected step_per_epoch in whole collections"),
+        ({"step_per_epoch": 61, "step_per_collect": 2}, "whole collections of 2 steps, got 61"),
+        ({"update_per_step": 0}, "expected a whole number of updates after each collection"),
+        ({"update_per_step": 0.5}, "of 1 steps, got 0.5"),
+    ],
+)
+def test_epochs_that_cannot_be_counted_give_one_sentence(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train(build(), **options)
