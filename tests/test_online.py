@@ -68,8 +68,7 @@ def interrupt_at(policy: OfflinePolicy, update: int) -> None:
     policy.gradient_step = interrupted  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("num_envs", [1, 2])
-@pytest.mark.parametrize("moment", [30, 61, 119])
+@pytest.mark.parametrize(("num_envs", "moment"), [(1, 30), (2, 61), (1, 119)])
 def test_an_interrupted_run_ends_with_the_same_weights_and_tests(num_envs, moment, tmp_path: Path):
     whole = build()
     rows = train(whole, tmp_path / "whole", num_envs)
