@@ -1,7 +1,8 @@
-"""Learning-rate schedules over all optimizers of a policy."""
+"""Learning-rate schedules over optimizers of a policy."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -40,8 +41,25 @@ class LinearDecay:
         self.steps_done = int(state["steps_done"])
         self._apply()
 
+    @staticmethod
+    def share_left(done: float) -> float:
+        """Return what is left of the rates when the share ``done`` of the steps is over."""
+        return 1.0 - done
+
     def _apply(self) -> None:
-        left = max(0.0, 1.0 - self.steps_done / self.num_steps)
+        left = self.share_left(min(1.0, self.steps_done / self.num_steps))
         for optim, rates in zip(self._optimizers, self._rates, strict=True):
             for group, rate in zip(optim.param_groups, rates, strict=True):
                 group["lr"] = rate * left
+
+
+class CosineDecay(LinearDecay):
+    """Take the learning rates from what they are now to 0 along half a cosine.
+
+    ``lr * (1 + cos(pi * done)) / 2``, as IQL's official code does with the actor's alone. Used as
+    ``LinearDecay``.
+    """
+
+    @staticmethod
+    def share_left(done: float) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * done))

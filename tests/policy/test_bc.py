@@ -7,10 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from contract import Lookup, sgd, transitions, update
+from contract import Lookup, choose, random_obs, sgd, transitions, update
 from gymnasium.spaces import Box, Discrete
+from tables import ActorTable, log_density
 
+from tianshou_ext.checkpoint import load_checkpoint, policy_state, save_checkpoint
 from tianshou_ext.data.replay import Replay
+from tianshou_ext.errors import InputError
 from tianshou_ext.policy import BCPolicy
 
 
@@ -58,6 +61,63 @@ def test_continuous_loss_and_step_by_hand():
     stats = policy.learn(states_with(act))
     assert stats.metrics["loss"] == pytest.approx(loss, rel=1e-6)
     assert np.allclose(policy.actor.rows[0].detach().numpy(), moved, atol=1e-6)
+
+
+def test_stochastic_loss_and_step_by_hand():
+    mean, std = [[0.3, -0.9], [0.5, 0.0]], [[0.5, 2.0], [1.0, 0.1]]
+    act = [[0.5, -1.0], [0.0, 0.25]]
+    actor, space = ActorTable(mean, std), Box(-5.0, 5.0, (2,))
+    policy = BCPolicy(actor=actor, optim=sgd(actor, lr=0.01), action_space=space, stochastic=True)
+    loss, moved, widened = 0.0, np.array(mean), np.array(std)
+    for b in range(2):
+        loss -= log_density(mean[b], std[b], act[b]) / 2
+        z = (np.array(act[b]) - mean[b]) / np.array(std[b])
+        moved[b] += 0.01 * z / std[b] / 2
+        widened[b] += 0.01 * (z**2 - 1) / std[b] / 2
+    stats = policy.learn(states_with(act))
+    assert stats.metrics["loss"] == pytest.approx(loss, rel=1e-6)
+    assert np.allclose(actor.mean.detach(), moved, atol=1e-6)
+    assert np.allclose(actor.std.detach(), widened, atol=1e-6)
+
+
+def test_stochastic_cloning_learns_the_spread_and_keeps_the_bounds(make_policy, continuous_buffer):
+    """Actions on a bound, which a squashed distribution has no density for, have one here."""
+    rng = np.random.default_rng(0)
+    continuous_buffer._meta["act"] = np.stack(
+        [np.ones(27), 0.2 + 0.1 * rng.normal(size=27)], axis=1
+    ).astype(np.float32)
+    policy = make_policy("bc", actions="continuous", stochastic=True)
+    metrics = update(policy, continuous_buffer, times=400, sample_size=27)
+    assert all(math.isfinite(m["loss"]) for m in metrics)
+    (mean, std), _ = policy.actor(policy.normalize(continuous_buffer.obs))
+    assert mean.mean(0).tolist() == pytest.approx([1.0, 0.2], abs=0.1)
+    assert (std[0] >= math.exp(-5.0)).all()
+    assert (std[0] < 0.2).all()
+    assert torch.equal(std, std[:1].expand_as(std))
+    act, _ = policy.act(policy.normalize(random_obs(policy, 300)), deterministic=False)
+    assert act.abs().max() <= 1.0
+    assert act[:, 1].unique().numel() > 200
+    obs = random_obs(policy, 5)
+    assert np.array_equal(choose(policy, obs).act, choose(policy, obs).act)
+
+
+def test_stochastic_cloning_on_frames_and_from_a_checkpoint(make_policy, make_buffer, tmp_path):
+    buffer = make_buffer("pixel", "continuous")
+    policy, other = (
+        make_policy("bc", "pixel", "continuous", seed=seed, stochastic=True) for seed in (1, 2)
+    )
+    update(policy, buffer, times=2)
+    save_checkpoint(policy, tmp_path / "a.pt")
+    load_checkpoint(other, tmp_path / "a.pt")
+    for p in (policy, other):
+        update(p, buffer, times=2)
+    states = [policy_state(p)["policy"] for p in (policy, other)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_stochastic_cloning_of_discrete_actions_is_refused(make_policy):
+    with pytest.raises(InputError, match=r"expected continuous actions .*Discrete.*leave"):
+        make_policy("bc", actions="discrete", stochastic=True)
 
 
 def test_rewards_and_ends_do_not_matter(make_policy, discrete_buffer):

@@ -171,6 +171,19 @@ def edac_init(actor: nn.Module, critic: nn.Module) -> None:
             parameter.uniform_(-bound, bound)
 
 
+@torch.no_grad()
+def orthogonal_init(*modules: nn.Module, gain: float = math.sqrt(2.0)) -> None:
+    """Make the weights of fully connected layers orthogonal and their biases 0, as IQL does.
+
+    Each member of an ensemble is initialised by itself.
+    """
+    for module in modules:
+        for layer in linear_layers(module):
+            for weight in layer.weight.view(-1, *layer.weight.shape[-2:]):
+                nn.init.orthogonal_(weight, gain)
+            nn.init.zeros_(layer.bias)
+
+
 def tanh_normal_sample(mean: Tensor, std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Sample ``tanh(mean + std * noise)`` with its log-density, differentiable in both.
 

@@ -1,19 +1,26 @@
 """The methods, one file each, and the registry that lists them."""
 
+from tianshou_ext.policy.awac import AWACConfig, AWACPolicy
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.bc import BCConfig, BCPolicy
 from tianshou_ext.policy.config import PolicyConfig
+from tianshou_ext.policy.crr import CRRConfig, CRRPolicy
 from tianshou_ext.policy.discrete_bcq import DiscreteBCQConfig, DiscreteBCQPolicy
 from tianshou_ext.policy.discrete_cql import DiscreteCQLConfig, DiscreteCQLPolicy
 from tianshou_ext.policy.discrete_crr import DiscreteCRRConfig, DiscreteCRRPolicy
 from tianshou_ext.policy.discrete_iql import DiscreteIQLConfig, DiscreteIQLPolicy
+from tianshou_ext.policy.iql import IQLConfig, IQLPolicy
 from tianshou_ext.policy.registry import METHODS, Method, get_method, method_name
 from tianshou_ext.policy.sac_n import SACNConfig, SACNPolicy, lb_sac_config
 
 __all__ = [
     "METHODS",
+    "AWACConfig",
+    "AWACPolicy",
     "BCConfig",
     "BCPolicy",
+    "CRRConfig",
+    "CRRPolicy",
     "DiscreteBCQConfig",
     "DiscreteBCQPolicy",
     "DiscreteCQLConfig",
@@ -22,6 +29,8 @@ __all__ = [
     "DiscreteCRRPolicy",
     "DiscreteIQLConfig",
     "DiscreteIQLPolicy",
+    "IQLConfig",
+    "IQLPolicy",
     "Method",
     "OfflinePolicy",
     "PolicyConfig",

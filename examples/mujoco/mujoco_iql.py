@@ -1,0 +1,38 @@
+"""Train IQL on logged continuous control: python mujoco_iql.py --task Hopper-v4 --dataset medium"""
+
+from dataclasses import dataclass
+
+from mujoco_common import OfflineArgs, train
+
+from tianshou_ext.cli import launch
+from tianshou_ext.policy import OfflinePolicy
+from tianshou_ext.schedules import CosineDecay
+
+
+@dataclass
+class Args(OfflineArgs):
+    """IQL on logged continuous control."""
+
+    expectile: float = 0.7
+    """Weight of positive differences in the value loss, in (0, 1); 0.9 on AntMaze."""
+    inv_temperature: float = 3.0
+    """Inverse temperature of the advantage weights; 0 is cloning; 10 on AntMaze."""
+    tau: float = 0.005
+    """Share of the critics in their targets after each step."""
+    num_critics: int = 2
+    """Critics whose minimum is taken."""
+    lr_decay: bool = True
+    """Take the actor's learning rate to 0 over all epochs, along a cosine."""
+
+
+def scheduler(policy: OfflinePolicy, num_steps: int) -> CosineDecay:
+    """Return the schedule of the actor's learning rate."""
+    return CosineDecay([policy.optimizers["actor"]], num_steps)
+
+
+def main(args: Args) -> list[dict[str, float]]:
+    return train(args, "iql", scheduler=scheduler if args.lr_decay else None)
+
+
+if __name__ == "__main__":
+    launch(main, Args)
