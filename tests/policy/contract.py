@@ -37,6 +37,11 @@ class Setting:
     def has_td_target(self) -> bool:
         return "next observation" in METHODS[self.name].needs
 
+    @property
+    def learns_from_time_outs(self) -> bool:
+        """Whether rows cut by time are kept: no action follows them that a method could need."""
+        return self.has_td_target and not METHODS[self.name].policy_class.needs_next_act
+
 
 SETTINGS = [
     Setting(name, obs, actions)

@@ -193,7 +193,7 @@ def test_terminals_do_not_bootstrap(setting, make_policy):
     )
 
 
-@every_td_setting
+@pytest.mark.parametrize("setting", [s for s in SETTINGS if s.learns_from_time_outs], ids=str)
 def test_time_outs_bootstrap(setting, make_policy):
     assert _weights_after_a_step(setting, make_policy, "truncated", 1.0) != _weights_after_a_step(
         setting, make_policy, "truncated", 150.0

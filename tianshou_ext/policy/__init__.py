@@ -10,8 +10,10 @@ from tianshou_ext.policy.discrete_cql import DiscreteCQLConfig, DiscreteCQLPolic
 from tianshou_ext.policy.discrete_crr import DiscreteCRRConfig, DiscreteCRRPolicy
 from tianshou_ext.policy.discrete_iql import DiscreteIQLConfig, DiscreteIQLPolicy
 from tianshou_ext.policy.iql import IQLConfig, IQLPolicy
+from tianshou_ext.policy.rebrac import ReBRACConfig, ReBRACPolicy
 from tianshou_ext.policy.registry import METHODS, Method, get_method, method_name
 from tianshou_ext.policy.sac_n import SACNConfig, SACNPolicy, lb_sac_config
+from tianshou_ext.policy.td3_bc import TD3BCConfig, TD3BCPolicy
 
 __all__ = [
     "METHODS",
@@ -34,8 +36,12 @@ __all__ = [
     "Method",
     "OfflinePolicy",
     "PolicyConfig",
+    "ReBRACConfig",
+    "ReBRACPolicy",
     "SACNConfig",
     "SACNPolicy",
+    "TD3BCConfig",
+    "TD3BCPolicy",
     "get_method",
     "lb_sac_config",
     "method_name",
