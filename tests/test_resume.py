@@ -25,7 +25,7 @@ from tianshou_ext.policy import METHODS
 from tianshou_ext.trainer import CHECKPOINT, offline_trainer
 
 TOTAL = EPOCHS * UPDATES_PER_EPOCH
-SETTINGS = [(n, "vector") for n, m in METHODS.items() if m.actions != "continuous"]
+SETTINGS = [(name, "vector") for name in METHODS]
 SETTINGS.append(("discrete_cql", "pixel"))
 
 

@@ -167,11 +167,12 @@ def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
             "pass it as --resume-path to start from these weights"
         )
     _check(state, policy, path)
-    here, there = asdict(policy.config), state["config"]
+    here = asdict(policy.config)
+    there = {**asdict(type(policy.config)()), **state["config"]}  # a newer field has its default
     differing = {
-        key: (there.get(key), value)
+        key: (there[key], value)
         for key, value in here.items()
-        if _comparable(there.get(key)) != _comparable(value)
+        if _comparable(there[key]) != _comparable(value)
     }
     if differing:
         changes = ", ".join(f"{k} was {old}, is {new}" for k, (old, new) in differing.items())

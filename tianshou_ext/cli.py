@@ -31,6 +31,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "split": "tianshou_ext.data.edit:split",
     "subsample": "tianshou_ext.data.edit:subsample",
     "relabel": "tianshou_ext.data.edit:relabel",
+    "report": "tianshou_ext.evaluation.summary:report",
 }
 """Commands and sub-commands, and the functions behind them; one is imported when it is called."""
 

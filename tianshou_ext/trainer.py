@@ -213,6 +213,7 @@ def offline_trainer(
     stop_fn: Callable[[float], bool] | None = None,
     save_best_fn: Callable[[Any], None] | None = None,
     on_divergence: OnDivergence = "stop",
+    about: Mapping[str, Any] | None = None,
     show_progress: bool = True,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
@@ -236,6 +237,7 @@ def offline_trainer(
     :param save_best_fn: called with the policy at each new best test, as in Tianshou.
     :param on_divergence: at NaN, or values beyond what the data's rewards can add up to, looked for
         every ``log_interval`` steps and before each checkpoint: ``stop`` raises, ``warn`` warns.
+    :param about: facts for ``run.json`` beside the trainer's own: task, dataset, label, seed.
     :return: a row per test: epoch, step, return_mean, return_std, episodes, seconds.
     :raises InputError: if a count is below 1, or the checkpoint is of another run.
     :raises DivergenceError: if the training diverges and is to stop; the checkpoint is then the
@@ -268,9 +270,9 @@ def offline_trainer(
                     "--logdir, delete it, or pass --resume auto to go on with it"
                 )
             run = load_checkpoint(policy, checkpoint)
-        facts = {"method": method_name(policy), "config": asdict(policy.config)}
-        about = {**facts, **counts, "transitions": len(buffer), "versions": versions()}
-        atomic_write(folder / "run.json", lambda p: p.write_text(json.dumps(about, indent=2)))
+        facts: dict[str, Any] = {"method": method_name(policy), "config": asdict(policy.config)}
+        facts |= {**counts, "transitions": len(buffer), "versions": versions(), **(about or {})}
+        atomic_write(folder / "run.json", lambda p: p.write_text(json.dumps(facts, indent=2)))
     logger = RunLogger(
         policy,
         folder,

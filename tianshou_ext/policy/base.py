@@ -265,7 +265,8 @@ class OfflinePolicy(BasePolicy):
         torch._dynamo.config.allow_unspec_int_on_nn_module = True
         # Draws, optimizers and targets stay what they are: between compiled regions.
         for name in ("randn", "rand", "optimize", "move_targets", "copy_targets"):
-            object.__setattr__(self, name, torch.compiler.disable(getattr(self, name)))
+            disabled = torch.compiler.disable(getattr(self, name))  # type: ignore[no-untyped-call]
+            object.__setattr__(self, name, disabled)
         self._compiled_step = torch.compile(self.gradient_step, dynamic=False)
 
     # ---- Tianshou's side ------------------------------------------------------------------

@@ -1,0 +1,91 @@
+"""What stands in a table of results is the mean of the last tests, over seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tianshou_ext.errors import InputError
+from tianshou_ext.evaluation.scores import normalized_score
+from tianshou_ext.evaluation.summary import LAST, interquartile_mean, report
+
+
+def write_run(folder: Path, returns: list[float], **about: object) -> None:
+    folder.mkdir(parents=True)
+    lines = ["epoch,step,return_mean,return_std,episodes,seconds,metrics"]
+    lines += [f"{k},{100 * k},{value},1.0,5,{k},{{}}" for k, value in enumerate(returns)]
+    (folder / "progress.csv").write_text("\n".join(lines) + "\n")
+    if about:
+        (folder / "run.json").write_text(json.dumps(about))
+
+
+def facts(seed: int, label: str = "iql") -> dict[str, object]:
+    return {"task": "Hopper-v4", "dataset": "medium", "label": label, "seed": seed}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Return a folder of three seeds of IQL, whose last ten tests are 1000, 2000, 3000."""
+    for seed in range(3):
+        returns = [0.0, 9999.0, *[1000.0 * (seed + 1)] * LAST]
+        write_run(tmp_path / "iql" / str(seed), returns, **facts(seed))
+    return tmp_path
+
+
+def test_scores_are_means_of_the_last_tests_and_not_the_best(runs: Path):
+    (group,) = report([runs]).groups
+    expected = normalized_score("Hopper-v4", [1000.0, 2000.0, 3000.0])
+    assert group.scores == pytest.approx(expected.tolist())
+    assert group.seeds == [0, 1, 2]
+    assert group.iqm == pytest.approx(expected[1])
+    assert group.interval == pytest.approx((expected[0], expected[2]))
+    assert group.best == pytest.approx([float(normalized_score("Hopper-v4", 9999.0))] * 3)
+
+
+def test_methods_make_rows_of_their_own_and_the_test_before_training_does_not_count(runs: Path):
+    write_run(runs / "bc" / "0", [5000.0, 100.0], **facts(0, "bc"))
+    write_run(runs / "bc" / "1", [5000.0], **facts(1, "bc"))
+    summary = report([runs])
+    assert [group.facts["label"] for group in summary.groups] == ["bc", "iql"]
+    assert summary.groups[0].scores == pytest.approx([float(normalized_score("Hopper-v4", 100))])
+    lines = str(summary).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_task_without_reference_scores_has_returns(tmp_path: Path):
+    write_run(tmp_path / "Pendulum-v1" / "0", [-1000.0, -200.0, -300.0])
+    summary = report([tmp_path])
+    assert summary.groups[0].scores == [-250.0]
+    assert "Pendulum-v1" in str(summary)
+    assert "(returns)" in str(summary)
+
+
+def test_numbers_can_be_kept(runs: Path):
+    report([runs], json_out=runs / "table.json")
+    (group,) = json.loads((runs / "table.json").read_text())
+    assert group["seeds"] == [0, 1, 2]
+
+
+def test_folders_without_runs_give_one_sentence(tmp_path: Path):
+    with pytest.raises(InputError, match="expected runs with tests under .*, found none"):
+        report([tmp_path])
+
+
+def test_the_interquartile_mean_leaves_out_the_outer_quarters():
+    iqm, (low, high) = interquartile_mean([1.0, 2, 3, 4, 5, 6, 7, 100])
+    assert iqm == 4.5
+    assert low < 4.5 < high
+    assert interquartile_mean([7.0]) == (7.0, (7.0, 7.0))
+
+
+def test_intervals_are_the_same_each_time_and_leave_the_global_generator_alone():
+    np.random.seed(5)
+    first = interquartile_mean(range(9))
+    drawn = np.random.rand()
+    assert interquartile_mean(range(9)) == first
+    np.random.seed(5)
+    assert np.random.rand() == drawn

@@ -1,0 +1,149 @@
+"""Scores of runs over seeds: what stands in a table, from the ``progress.csv`` of each run.
+
+A run's score is the mean over its last tests, never its best one. Over seeds: interquartile mean
+with a stratified bootstrap interval of 95 % (Agarwal et al., "Deep Reinforcement Learning at the
+Edge of the Statistical Precipice", NeurIPS 2021, arXiv 2108.13264), computed by rliable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from tianshou_ext.errors import InputError
+from tianshou_ext.evaluation.scores import normalized_score
+from tianshou_ext.trainer import PROGRESS, read_progress
+
+LAST = 10
+"""Tests at the end of a run that make its score."""
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed only.
+
+    :param facts: task, dataset, label and number of gradient steps, all the same in the runs.
+    :param scores: of each run.
+    """
+
+    facts: dict[str, Any]
+    normalised: bool
+    scores: list[float] = field(default_factory=list)
+    last: list[float] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    iqm: float = 0.0
+    interval: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass
+class Summary:
+    """A row for each group of runs; prints as a Markdown table."""
+
+    groups: list[Group]
+
+    def __str__(self) -> str:
+        lines = [
+            "| task | data | method | steps | seeds | IQM (95 %) | each | last test | best test |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for group in self.groups:
+            facts, spread = group.facts, f"{group.interval[0]:.1f} to {group.interval[1]:.1f}"
+            iqm = f"{group.iqm:.1f} ({spread})" if len(group.scores) > 1 else f"{group.iqm:.1f}"
+            cells = [
+                facts["task"],
+                facts["dataset"],
+                facts["label"],
+                f"{facts['steps']:,}",
+                ", ".join(map(str, group.seeds)),
+                iqm if group.normalised else f"{iqm} (returns)",
+                *(", ".join(f"{x:.1f}" for x in s) for s in (group.scores, group.last, group.best)),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def report(runs: Positional[Sequence[Path]], *, json_out: Path | None = None) -> Summary:
+    """Print a table of runs: interquartile mean over seeds, and its interval.
+
+    :param runs: folders of runs, or folders that hold some.
+    :param json_out: write the numbers to this file too.
+    :raises InputError: if there is no run, or rliable is missing.
+    """
+    folders = sorted({path.parent for run in runs for path in Path(run).rglob(PROGRESS)})
+    groups: dict[tuple[Any, ...], Group] = {}
+    for folder in folders:
+        rows = read_progress(folder / PROGRESS)
+        if len(rows) < 2:  # no test after training has begun
+            continue
+        facts = _facts(folder, int(rows[-1]["step"]))
+        returns = np.array([row["return_mean"] for row in rows[1:]])
+        try:
+            scores, normalised = normalized_score(facts["task"], returns), True
+        except InputError:
+            scores, normalised = returns, False
+        seed = facts.pop("seed")
+        group = groups.setdefault(tuple(facts.values()), Group(facts, normalised))
+        group.scores.append(float(scores[-LAST:].mean()))
+        group.last.append(float(scores[-1]))
+        group.best.append(float(scores.max()))
+        group.seeds.append(seed)
+    if not groups:
+        raise InputError(
+            f"expected runs with tests under {', '.join(map(str, runs))}, found none; give folders "
+            f"that hold a {PROGRESS}"
+        )
+    for group in groups.values():
+        group.iqm, group.interval = interquartile_mean(group.scores)
+    summary = Summary([*groups.values()])
+    if json_out is not None:
+        json_out.write_text(json.dumps([vars(group) for group in summary.groups], indent=1))
+    return summary
+
+
+def _facts(folder: Path, steps: int) -> dict[str, Any]:
+    """Return what a run says about itself; runs of other origin go by their folder."""
+    about: dict[str, Any] = defaultdict(str)
+    if (folder / "run.json").exists():
+        about |= json.loads((folder / "run.json").read_text())
+    return {
+        "task": about["task"] or folder.parent.name,
+        "dataset": about["dataset"],
+        "label": about["label"] or about["method"],
+        "steps": steps,
+        "seed": about["seed"] or 0,
+    }
+
+
+def interquartile_mean(
+    scores: Sequence[float], *, repetitions: int = 2000, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """Return the interquartile mean of runs (R,) and its 95 % bootstrap interval.
+
+    :param repetitions: bootstrap samples.
+    :param seed: of these samples.
+    :raises InputError: if rliable is missing.
+    """
+    try:
+        from rliable import library, metrics
+    except ImportError as error:
+        raise InputError(
+            "expected the rliable package for intervals over seeds, found none; "
+            'pip install "tianshou_ext[report]"'
+        ) from error
+    values = {"runs": np.asarray(scores, dtype=np.float64)[:, None]}
+    before = np.random.get_state()  # noqa: NPY002, which is where rliable draws from
+    np.random.seed(seed)  # noqa: NPY002
+    points, intervals = library.get_interval_estimates(
+        values, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=repetitions
+    )
+    np.random.set_state(before)  # noqa: NPY002
+    low, high = intervals["runs"][:, 0]
+    return float(points["runs"][0]), (float(low), float(high))
