@@ -142,13 +142,18 @@ def watch(env: Any, choose: Callable[[Any], Any], path: Path, frames_per_second:
 
     :param env: made with ``render_mode()``.
     :param choose: from an observation to an action of the environment.
+    :param frames_per_second: steps a second; the video has at most about 30 of them.
     :return: the score.
     :raises InputError: if nothing can be rendered here.
     """
     obs, _ = env.reset()
-    frames, score, over = [], 0.0, False
+    every = max(1, round(frames_per_second / 30))
+    frames, score, over, step = [], 0.0, False, 0
     while not over:
         obs, rew, terminated, truncated, _ = env.step(choose(obs))
+        score, over, step = score + float(rew), bool(terminated or truncated), step + 1
+        if step % every:
+            continue
         try:
             frame = env.render()
         except Exception as error:  # whatever the graphics driver makes of it
@@ -159,10 +164,9 @@ def watch(env: Any, choose: Callable[[Any], Any], path: Path, frames_per_second:
             ) from error
         if frame is not None:
             frames.append(frame)
-        score, over = score + float(rew), bool(terminated or truncated)
     print(f"score {score:g}")
     if frames:
-        print(f"video: {write_video(frames, path, frames_per_second)}")
+        print(f"video: {write_video(frames, path, frames_per_second // every)}")
     return score
 
 

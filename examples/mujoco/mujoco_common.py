@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from presets import PRESETS, preset_for
 
+from tianshou_ext.data.behaviour import LEVELS
 from tianshou_ext.data.datasets import dataset_file
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
 from tianshou_ext.data.normalize import ObsNorm, RewardNorm, episode_returns
@@ -32,6 +33,7 @@ from tianshou_ext.tianshou_api import ReplayBuffer
 
 LAST = 10
 """Tests at the end of a run whose mean is its score."""
+MAX_SMOKE_STEPS = 20
 
 
 @dataclass
@@ -133,8 +135,8 @@ def train(
     :param name: of the run's folder, and of the presets if they know it; the method's if None.
     :param scheduler: from the policy and the number of gradient steps to a learning-rate schedule.
     :param select: from the data set to what is trained on.
-    :param config_defaults: fields of the config that go before its own defaults, and behind
-        presets and the command line.
+    :param config_defaults: fields of the config, and ``batch_size``, that go before its own
+        defaults, and behind presets and the command line.
     """
     name = name or method
     limit = apply_smoke(args)
@@ -152,7 +154,7 @@ def train(
         seed=args.seed,
         resume_path=args.resume_path,
     )
-    folder = run_folder(args.logdir, args.task, f"{name}/{data_name(args.dataset)}", args.seed)
+    folder = run_folder(args.logdir, args.task, f"{name}/{data_name(args)}", args.seed)
     if args.watch:
         watch_policy(policy, args, folder)
         return []
@@ -166,8 +168,9 @@ def train(
         buffer = select(buffer)
         print(f"trained on {len(buffer):,} of them")
     test_envs = make_mujoco_venv(args.task, args.test_num, seed=args.seed, **limit)
-    rows = fit(policy, buffer, test_envs, args, folder, label=name, lines={"behaviour": behaviour})
-    returns = np.array([row["return_mean"] for row in rows])
+    level = {f"behaviour ({data_name(args)})": behaviour}
+    rows = fit(policy, buffer, test_envs, args, folder, label=name, lines=level)
+    returns = np.array([row["return_mean"] for row in rows if row["step"]])
     said = [score_text(args.task, x) for x in (returns[-1], returns[-LAST:].mean(), behaviour)]
     print(
         f"{name} on {args.task} {args.dataset}, seed {args.seed}: return {said[0]}, mean of the "
@@ -202,12 +205,15 @@ def apply_smoke(args: OfflineArgs) -> dict[str, int]:
         return {}
     args.dataset_steps, args.batch_size, args.test_num = 300, 8, 1
     args.epoch, args.update_per_epoch, args.preset = 1, 3, False
-    return {"max_episode_steps": 20}
+    return {"max_episode_steps": MAX_SMOKE_STEPS}
 
 
-def data_name(dataset: str) -> str:
-    """Return a data set's name in the run's folder."""
-    return Path(dataset).stem if Path(dataset).suffix else dataset.replace("/", "_")
+def data_name(args: OfflineArgs) -> str:
+    """Return the data set's name in the run's folder."""
+    if args.dataset in LEVELS:
+        return f"{args.dataset}_{args.dataset_steps}"
+    path = Path(args.dataset)
+    return path.stem if path.suffix else args.dataset.replace("/", "_")
 
 
 def behaviour_return(path: Path, buffer: ReplayBuffer) -> float:
@@ -220,7 +226,8 @@ def watch_policy(policy: OfflinePolicy, args: OfflineArgs, folder: Path) -> None
     """Play one episode in a window or, without a display, into ``<folder>/watch.mp4``."""
     if args.resume_path is None and not args.smoke:
         raise InputError("expected --resume-path with --watch, got none; name what to watch")
-    env = make_mujoco_env(args.task, render_mode=render_mode())
+    limit = MAX_SMOKE_STEPS if args.smoke else None
+    env = make_mujoco_env(args.task, render_mode=render_mode(), max_episode_steps=limit)
     env.reset(seed=args.seed)
     policy.eval()
 

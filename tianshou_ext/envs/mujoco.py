@@ -7,7 +7,9 @@ ends are those of -v2 and -v3 except for contact forces (ant, humanoid) and the 
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import warnings
 from functools import partial
 from importlib.util import find_spec
@@ -69,6 +71,8 @@ def make_mujoco_env(
             f"expected the mujoco package for {task}, found none; "
             'pip install "tianshou_ext[mujoco]"'
         )
+    if render_mode == "rgb_array" and sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # which needs no display
     options: dict[str, Any] = {}
     if max_episode_steps is not None:
         options["max_episode_steps"] = max_episode_steps

@@ -1,0 +1,77 @@
+"""MuJoCo environments: ids of all ages, clear words for those that are none, seeded tests."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+pytest.importorskip("mujoco")
+
+from tianshou_ext.envs import mujoco
+from tianshou_ext.envs.mujoco import (
+    make_mujoco_env,
+    make_mujoco_venv,
+    mujoco_tasks,
+    resolve_task,
+)
+from tianshou_ext.errors import InputError
+
+
+@pytest.mark.parametrize("task", ["Hopper", "Hopper-v2", "Hopper-v3"])
+def test_old_ids_stand_for_what_runs(task, capsys):
+    assert resolve_task(task) == "Hopper-v4"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{task} stands for Hopper-v4, which runs on the mujoco package"
+    ]
+
+
+@pytest.mark.parametrize("task", ["Walker2d-v4", "HalfCheetah-v4", "Pendulum-v1", "module:Mine-v0"])
+def test_other_ids_are_left_alone(task, capsys):
+    assert resolve_task(task) == task
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("task", ["Hoper-v4", "Hopper-v9", "", "hopper-medium-v2"])
+def test_an_unknown_id_gives_the_known_ones(task):
+    with pytest.raises(InputError, match=r"expected a task .*Hopper-v4") as error:
+        resolve_task(task)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", mujoco_tasks())
+def test_every_task_runs(task):
+    if task == "Pusher-v4" and gymnasium.__version__ >= "1":
+        pytest.skip("its model is not for mujoco 3, as gymnasium says")
+    env = make_mujoco_env(task)
+    obs, _ = env.reset(seed=0)
+    assert isinstance(env.observation_space, gymnasium.spaces.Box) and len(obs.shape) == 1
+    assert len(env.step(env.action_space.sample())) == 5
+    env.close()
+
+
+def test_without_mujoco_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(mujoco, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "tianshou_ext\[mujoco\]"'):
+        make_mujoco_env("Hopper-v4")
+    make_mujoco_env("Pendulum-v1").close()
+
+
+def test_what_refuses_to_start_is_one_sentence():
+    with pytest.raises(InputError, match="expected to make module:Mine-v0") as error:
+        make_mujoco_env("module:Mine-v0")
+    assert "\n" not in str(error.value)
+
+
+def test_every_reset_of_all_environments_starts_the_same_episodes():
+    venv = make_mujoco_venv("Hopper-v4", 3, seed=5, max_episode_steps=7)
+    first, _ = venv.reset()
+    assert len(np.unique(first[:, 0])) == 3
+    assert np.array_equal(venv.reset()[0], first)
+    alone, _ = venv.reset([1])
+    assert not np.array_equal(alone[0], first[1])
+    assert np.array_equal(make_mujoco_venv("Hopper-v4", 3, seed=5).reset()[0], first)
+    assert not np.array_equal(make_mujoco_venv("Hopper-v4", 3, seed=6).reset()[0], first)
+    venv.reset()
+    over = [venv.step(np.zeros((3, 3)))[3] for _ in range(7)]
+    assert np.all(over[-1]) and not np.any(over[:-1])
+    with pytest.raises(InputError, match="at least one environment, got 0"):
+        make_mujoco_venv("Hopper-v4", 0, seed=0)

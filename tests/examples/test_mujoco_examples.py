@@ -1,0 +1,260 @@
+"""The continuous-control examples: each runs, resumes, takes presets, refuses in one sentence."""
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mujoco")
+pytest.importorskip("tyro")
+
+from tianshou_ext.cli import launch
+from tianshou_ext.data.writer import BufferWriter
+from tianshou_ext.errors import InputError
+from tianshou_ext.policy import METHODS
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "mujoco"
+NAMES = sorted(p.stem for p in EXAMPLES.glob("mujoco_*.py") if p.stem != "mujoco_common")
+D4RL = sorted(p.stem for p in EXAMPLES.glob("d4rl_*.py"))
+
+
+@pytest.fixture(autouse=True)
+def example_folder(monkeypatch, tmp_path_factory):
+    """Make the examples importable and keep the cache out of the user's home."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    cache = tmp_path_factory.getbasetemp() / "mujoco_cache"
+    monkeypatch.setenv("TIANSHOU_EXT_CACHE", str(cache))
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+
+def run(name, tmp_path, **options):
+    """Run an example's main in this process."""
+    module = importlib.import_module(name)
+    defaults = {"smoke": True, "device": "cpu", "logdir": str(tmp_path / "log")}
+    if not name.startswith("d4rl"):
+        defaults["dataset"] = "random"
+    return module.main(module.Args(**{**defaults, **options}))
+
+
+def folders(tmp_path, task="Hopper-v4"):
+    """Return the folders of all runs."""
+    return sorted(path.parent for path in (tmp_path / "log" / task).rglob("run.json"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke_leaves_checkpoint_csv_and_plot(name, tmp_path, capsys):
+    rows = run(name, tmp_path, task="Hopper-v2")
+    (folder,) = folders(tmp_path)
+    assert folder.name == "0" and folder.parent.name == "random_300"
+    assert [row["step"] for row in rows] == [0, 3]
+    for file in ("checkpoint.pt", "policy.pth", "progress.csv", "curve.png"):
+        assert (folder / file).stat().st_size > 0
+    assert list(folder.glob("events.*"))
+    said = capsys.readouterr().out.splitlines()
+    assert "Hopper-v2 stands for Hopper-v4, which runs on the mujoco package" in said
+    assert any(line.startswith("data: 300 steps from") and "(score" in line for line in said)
+    assert f"behaviour {said[-1].split('behaviour ')[1]}" in said[-1] and str(folder) in said[-1]
+    assert said[-1].count("(score") == 3
+    # The same command again goes on with the run, which is finished.
+    assert run(name, tmp_path) == rows
+
+
+@pytest.mark.parametrize("name", D4RL)
+def test_tianshous_flags(name, tmp_path, monkeypatch):
+    folder = tmp_path / "d4rl"
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(folder))
+    write_d4rl(folder / "hopper_medium-v2.hdf5")
+    options = {"task": "Hopper-v2", "expert_data_task": "hopper-medium-v2", "norm_obs": 0}
+    rows = run(name, tmp_path, **options)
+    assert [row["step"] for row in rows] == [0, 3]
+    assert folders(tmp_path)[0].parent.name == "hopper-medium-v2"
+
+
+def write_d4rl(path, rows=60):
+    """Write a file in D4RL's layout for the hopper."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for key in ("observations", "next_observations"):
+            file[key] = rng.normal(size=(rows, 11)).astype(np.float32)
+        file["actions"] = rng.uniform(-1, 1, (rows, 3)).astype(np.float32)
+        file["rewards"] = np.ones(rows, np.float32)
+        file["terminals"] = np.arange(rows) % 20 == 19
+        file["timeouts"] = np.zeros(rows, bool)
+
+
+def write_buffer(path, *, obs=11, act=3, scale=1.0, rew=1.0):
+    rng = np.random.default_rng(0)
+    with BufferWriter(path, 20) as writer:
+        writer.append(
+            obs=np.zeros((20, obs), np.float32),
+            obs_next=np.zeros((20, obs), np.float32),
+            act=(scale * rng.uniform(-1, 1, (20, act))).astype(np.float32),
+            rew=np.full(20, rew, np.float32),
+            terminated=np.arange(20) % 10 == 9,
+            truncated=np.zeros(20, bool),
+        )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"obs": 17}, r"expected observations of shape \(11,\), got \(17,\)"),
+        ({"act": 6}, r"expected actions of shape \(3,\), got \(6,\)"),
+        ({"scale": 5.0}, r"expected actions in \[-1, 1\]"),
+        ({"rew": np.nan}, "NaN or infinity in 20 of 20 rows"),
+    ],
+)
+def test_data_that_do_not_fit_the_task(content, sentence, tmp_path):
+    path = write_buffer(tmp_path / "data.hdf5", **content)
+    with pytest.raises(InputError, match=sentence) as error:
+        run("mujoco_bc", tmp_path, dataset=path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"task": "Hoper-v4"}, "expected a task that is installed, got 'Hoper-v4'"),
+        ({"task": "Ant-v4", "dataset": "medium"}, r"expected a level that Ant-v4 has \(random\)"),
+        ({"task": "CartPole-v1"}, "expected a Box action space"),
+        ({"dataset": "hopper"}, "expected a data set, got 'hopper'"),
+        ({"dataset": "absent.hdf5"}, "expected a data set, got 'absent.hdf5'"),
+        ({"resume_path": "absent.pth"}, "expected a checkpoint at absent.pth"),
+        ({"device": "cuda:99"}, "expected a device"),
+        ({"watch": True, "smoke": False}, "expected --resume-path"),
+        ({"gamma": 1.5}, r"expected gamma in \[0, 1\], got 1.5"),
+    ],
+)
+def test_bad_input_gets_one_sentence(options, sentence, tmp_path):
+    with pytest.raises(InputError, match=sentence) as error:
+        run("mujoco_td3_bc", tmp_path, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_any_task_with_bounded_actions(tmp_path, capsys):
+    run("mujoco_bc", tmp_path, task="Pendulum-v1")
+    assert "(score" not in capsys.readouterr().out
+    assert len(folders(tmp_path, "Pendulum-v1")) == 1
+
+
+def test_other_settings_do_not_continue_a_run(tmp_path):
+    run("mujoco_bc", tmp_path)
+    with pytest.raises(InputError, match=r"lr was .*, is 0.5"):
+        run("mujoco_bc", tmp_path, lr=0.5)
+    with pytest.raises(InputError, match="expected a folder without a run"):
+        run("mujoco_bc", tmp_path, resume="never")
+
+
+def test_watch_writes_a_video_or_says_why_not(tmp_path, capsys):
+    try:
+        run("mujoco_bc", tmp_path, watch=True)
+    except InputError as error:
+        assert str(error).startswith("expected a display, or a driver that renders without one")
+        pytest.skip("nothing can be rendered here")
+    assert "score" in capsys.readouterr().out
+    assert list((tmp_path / "log").rglob("watch.mp4"))
+
+
+def test_every_preset_names_known_fields():
+    presets = importlib.import_module("presets")
+    seen = set()
+    for row in presets.PRESETS:
+        if presets.SAME_CONFIG.get(row.method, row.method) in METHODS:
+            presets.check_row(row)
+        assert row.source and row.settings
+        assert row.robot in ("*", *presets.ROBOTS) and row.level in ("*", *presets.LEVELS)
+        assert (row.method, row.robot, row.level) not in seen
+        seen.add((row.method, row.robot, row.level))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_default_of_an_example_hides_no_preset(name):
+    presets = importlib.import_module("presets")
+    args = importlib.import_module(name).Args()
+    for row in presets.PRESETS:
+        if row.method == name.removeprefix("mujoco_"):
+            for key, value in row.settings.items():
+                assert getattr(args, key, None) in (None, value), (
+                    f"{name} sets {key} by default, so that a user cannot ask for that value "
+                    f"where the preset is {value}: make it None"
+                )
+
+
+def test_presets_by_level_and_by_d4rl_id():
+    presets = importlib.import_module("presets")
+    settings, sources = presets.preset_for("rebrac", "Hopper-v4", "medium-replay")
+    assert settings["actor_bc_coef"] == 0.05 and settings["critic_bc_coef"] == 0.5
+    assert settings["batch_size"] == 1024 and len(sources) == 1 and "2305.09836" in sources[0]
+    other = presets.preset_for("rebrac", "Walker2d-v4", "hopper-medium-replay-v2")
+    assert other == (settings, sources)
+    plain, _ = presets.preset_for("rebrac", "Hopper-v4", "data.hdf5")
+    assert set(plain) == {"lr", "batch_size"}
+    assert presets.preset_for("nothing", "Hopper-v4", "medium") == ({}, [])
+
+
+def test_a_preset_is_said_and_flags_go_before_it(tmp_path, monkeypatch, capsys):
+    common = importlib.import_module("mujoco_common")
+    presets = importlib.import_module("presets")
+    row = presets.Preset("td3_bc", "*", "*", {"alpha": 7.0, "tau": 0.5, "batch_size": 9}, "me")
+    monkeypatch.setattr(presets, "PRESETS", [row])
+    monkeypatch.setattr(common, "PRESETS", [row])
+
+    @dataclasses.dataclass
+    class Args(common.OfflineArgs):
+        alpha: float | None = None
+        tau: float = 0.005
+
+    def resolve(**options):
+        return common.resolve_options(Args(**options), "td3_bc", "td3_bc", {"lr": 0.1, "tau": 0.2})
+
+    assert resolve() == {"alpha": 7.0, "tau": 0.5, "batch_size": 9, "lr": 0.1}
+    said = capsys.readouterr().out
+    assert said == "preset: alpha 7.0, tau 0.5, batch_size 9 (me); --no-preset leaves them out\n"
+    chosen = resolve(alpha=1.0, batch_size=3)
+    assert chosen == {"alpha": 1.0, "tau": 0.5, "batch_size": 3, "lr": 0.1}
+    assert "alpha" not in capsys.readouterr().out
+    assert resolve(preset=False) == {"tau": 0.005, "lr": 0.1}
+    assert capsys.readouterr().out == ""
+
+
+def test_a_preset_with_an_unknown_field_gets_one_sentence(monkeypatch):
+    presets = importlib.import_module("presets")
+    row = presets.Preset("td3_bc", "*", "*", {"alhpa": 7.0}, "me")
+    monkeypatch.setattr(presets, "PRESETS", [row])
+    with pytest.raises(InputError, match=r"expected a preset of td3_bc .*alpha.*got alhpa"):
+        presets.preset_for("td3_bc", "Hopper-v4", "medium")
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("mujoco_td3_bc")
+    monkeypatch.chdir(tmp_path)
+
+    def command(*flags):
+        monkeypatch.setattr(sys, "argv", ["mujoco_td3_bc.py", *flags])
+        with pytest.raises(SystemExit) as left:
+            launch(module.main, module.Args)
+        return left.value.code or 0, capsys.readouterr()
+
+    code, shown = command("--help")
+    assert code == 0
+    for flag in ("--dataset", "--no-preset", "--obs-norm", "--watch", "--on-divergence", "--alpha"):
+        assert flag in shown.out
+    code, shown = command("--task", "Nothing-v4")
+    assert code == 2 and shown.err.startswith("error: expected a task that is installed")
+    assert shown.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_are_the_users(tmp_path):
+    before = torch.get_num_threads()
+    run("mujoco_bc", tmp_path, threads=1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
