@@ -12,12 +12,12 @@ from tianshou_ext.cli import launch
 class Args(OfflineArgs):
     """ReBRAC on logged continuous control."""
 
-    batch_size: int | None = 1024
-    """Transitions a gradient step; 256 on AntMaze."""
-    actor_bc_coef: float = 0.01
-    """Weight of the distance to the data's actions in the actor's loss, beta_1; 0.001 to 0.1."""
-    critic_bc_coef: float = 0.01
-    """Weight of the distance to the data's next actions in the target, beta_2; 0 to 0.5."""
+    batch_size: int | None = None
+    """Transitions a gradient step; the preset's, or 1024."""
+    actor_bc_coef: float | None = None
+    """Weight of the distance to the data's actions in the actor's loss; the preset's, or 0.01."""
+    critic_bc_coef: float | None = None
+    """Weight of the distance to the data's next actions in the target; the preset's, or 0.01."""
     normalize_q: bool = True
     """Divide the actor's values by their mean size."""
     layer_norm: Literal["none", "before", "after"] = "after"
@@ -35,7 +35,7 @@ class Args(OfflineArgs):
 
 
 def main(args: Args) -> list[dict[str, float]]:
-    return train(args, "rebrac")
+    return train(args, "rebrac", config_defaults={"batch_size": 1024})
 
 
 if __name__ == "__main__":
