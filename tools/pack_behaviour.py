@@ -38,6 +38,8 @@ class Args:
     """The commit that trained it."""
     out: str = str(FOLDER)
     """Folder of all tasks' behaviour policies."""
+    expert: int | None = None
+    """Steps of training behind the expert; the last snapshot's if left out."""
     replay: int = 8
     """Policies of medium-replay, uniformly random actions among them."""
     candidates: int = 5
@@ -54,8 +56,13 @@ def main(args: Args) -> None:
     about = json.loads((run / "run.json").read_text())
     snapshots = {int(p.stem): p for p in sorted((run / "snapshots").glob("*.safetensors"))}
     steps = sorted(set(rows) & set(snapshots))
-    if len(steps) < 2:
-        raise InputError(f"expected at least two tested snapshots in {run}, got {len(steps)}")
+    if args.expert is not None:
+        steps = [step for step in steps if step <= args.expert]
+    if len(steps) < 2 or args.expert not in (None, steps[-1]):
+        raise InputError(
+            f"expected tested snapshots in {run}, the expert's and others before it, got "
+            f"{len(steps)} up to {steps[-1] if steps else 0} steps; train longer or change --expert"
+        )
     env = make_mujoco_env(args.task)
     source = Behaviour(run / "snapshots", {"log_std_bounds": LOG_STD_BOUNDS}, {})
     scored: dict[str, dict[str, Any]] = {}

@@ -1,6 +1,7 @@
 """Data sets of our own: levels, ends of episodes, reproducibility, the packaged policies."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -224,7 +225,7 @@ def test_packing_a_run(tmp_path):
     sys.modules["pack_behaviour"] = pack
     spec.loader.exec_module(pack)
     out = tmp_path / "out"
-    args = pack.Args("Hopper-v4", str(run), "abc", str(out), replay=3, candidates=2, episodes=2)
+    args = pack.Args("Hopper-v4", str(run), "abc", str(out), None, 3, 2, 2)
     pack.main(args)
     manifest = json.loads((out / "hopper" / "manifest.json").read_text())
     levels = manifest["levels"]
@@ -237,6 +238,12 @@ def test_packing_a_run(tmp_path):
     assert set(manifest["snapshots"]) == used
     assert {path.stem for path in (out / "hopper").glob("*.safetensors")} == used - {"random"}
     assert all(one["episodes"] == 2 for one in manifest["snapshots"].values())
+
+    pack.main(dataclasses.replace(args, expert=300))
+    facts = json.loads((out / "hopper" / "manifest.json").read_text())
+    assert facts["levels"]["expert"] == ["00000300"] and facts["steps"] == 300
+    with pytest.raises(InputError, match="up to 300 steps; train longer or change --expert"):
+        pack.main(dataclasses.replace(args, expert=350))
 
 
 @pytest.mark.parametrize("name", PACKAGED or ["none"])
