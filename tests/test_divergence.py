@@ -94,6 +94,13 @@ def test_a_sound_run_is_left_alone(make_policy, continuous_buffer, tmp_path: Pat
     assert "q/data" in str(watch.fault())
 
 
+def test_without_rewards_values_have_no_bound(make_policy, continuous_buffer):
+    continuous_buffer._meta.rew[:] = 0.0
+    policy = make_policy("sac_n", actions="continuous")
+    policy.process_buffer(continuous_buffer)
+    assert DivergenceWatch(policy).reach == math.inf
+
+
 def test_without_discounting_values_have_no_bound(make_policy, continuous_buffer):
     policy = make_policy("sac_n", actions="continuous", gamma=1.0)
     policy.process_buffer(continuous_buffer)

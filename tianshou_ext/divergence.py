@@ -35,15 +35,14 @@ class DivergenceWatch:
     def reach(self) -> float:
         """The largest value that the rewards of the data can add up to, discounted.
 
-        Infinite without staged data or without discounting.
+        Infinite without staged data, without discounting, or if all rewards are 0.
         """
         if self._reach is None:
             staged = self.policy.staged
             gamma = self.policy.config.gamma
-            if isinstance(staged, Replay) and gamma < 1.0:
-                self._reach = float(staged.rew.abs().max()) / (1.0 - gamma)
-            else:
-                self._reach = math.inf
+            known = isinstance(staged, Replay) and gamma < 1.0
+            largest = float(staged.rew.abs().max()) if known else 0.0  # type: ignore[union-attr]
+            self._reach = largest / (1.0 - gamma) if largest else math.inf
         return self._reach
 
     def fault(self) -> str | None:

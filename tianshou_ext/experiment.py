@@ -96,11 +96,13 @@ def fit(
     folder: Path,
     *,
     label: str,
+    dataset: str = "",
     **plot: Any,
 ) -> list[dict[str, float]]:
     """Train as the arguments say, draw the curve, and return a row per test.
 
-    :param label: of the curve.
+    :param label: of the curve, and of the run in ``tianshou-ext report``.
+    :param dataset: name of the data there.
     :param plot: what ``plot_curves`` takes beside the runs and the path.
     """
     rows = offline_trainer(
@@ -116,6 +118,7 @@ def fit(
         save_interval=min(1000, args.update_per_epoch),
         tensorboard=True,
         on_divergence=args.on_divergence,
+        about={"task": args.task, "dataset": dataset, "label": label, "seed": args.seed},
     )
     test_envs.close()
     link_best(folder)

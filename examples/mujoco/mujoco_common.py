@@ -168,8 +168,16 @@ def train(
         buffer = select(buffer)
         print(f"trained on {len(buffer):,} of them")
     test_envs = make_mujoco_venv(args.task, args.test_num, seed=args.seed, **limit)
-    level = {f"behaviour ({data_name(args)})": behaviour}
-    rows = fit(policy, buffer, test_envs, args, folder, label=name, lines=level)
+    rows = fit(
+        policy,
+        buffer,
+        test_envs,
+        args,
+        folder,
+        label=name,
+        dataset=data_name(args),
+        lines={f"behaviour ({data_name(args)})": behaviour},
+    )
     returns = np.array([row["return_mean"] for row in rows if row["step"]])
     said = [score_text(args.task, x) for x in (returns[-1], returns[-LAST:].mean(), behaviour)]
     print(

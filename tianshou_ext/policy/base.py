@@ -398,7 +398,8 @@ class OfflinePolicy(BasePolicy):
         interval = self.metrics_interval or (1 if self.device.type == "cpu" else 100)
         if self.num_updates % interval == 0:
             values = torch.stack([value.detach() for value in metrics.values()]).tolist()
-            self.metrics = dict(zip(metrics, values, strict=True))
+            # A metric that this step lacks, as of a delayed actor, stays what it was.
+            self.metrics = {**self.metrics, **dict(zip(metrics, values, strict=True))}
         self.num_updates += 1
         return OfflineTrainingStats(metrics=self.metrics)
 

@@ -33,7 +33,7 @@ from tianshou_ext.data.replay import Transitions
 from tianshou_ext.errors import InputError
 from tianshou_ext.nn.actor_critic import DeterministicActor, EnsembleCritic, as_ensemble
 from tianshou_ext.nn.nets import make_adam
-from tianshou_ext.policy.base import OfflinePolicy, OfflineTrainingStats
+from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.registry import register
 
@@ -203,13 +203,6 @@ class TD3BCPolicy(OfflinePolicy):
             return act
         noise = self.act_noise(torch.as_tensor(act)).numpy()
         return np.clip(act + deviation * noise, -1.0, 1.0)
-
-    def learn(self, batch: Any, *args: Any, **kwargs: Any) -> OfflineTrainingStats:
-        last = self.metrics
-        stats = super().learn(batch, *args, **kwargs)
-        # The actor's metrics stay as they were in the steps that leave the actor alone.
-        self.metrics = stats.metrics = {**last, **stats.metrics}
-        return stats
 
     def gradient_step(self, batch: Transitions) -> dict[str, Tensor]:
         target = self.critic_targets(batch)
