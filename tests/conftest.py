@@ -38,7 +38,13 @@ SPACES: dict[str, Any] = {
 EPISODES = ((7, "terminated"), (5, "truncated"), (9, "terminated"), (6, "truncated"))
 """Length and end of each episode of the vector buffers."""
 
-SMALL = {"hidden_sizes": (16,), "num_quantiles": 8, "target_update_freq": 3, "lr": 1e-2}
+SMALL = {
+    "hidden_sizes": (16,),
+    "vae_hidden_sizes": (16,),
+    "num_quantiles": 8,
+    "target_update_freq": 3,
+    "lr": 1e-2,
+}
 """Config fields that make any method small, where it has them."""
 
 

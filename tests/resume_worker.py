@@ -25,7 +25,13 @@ from tianshou_ext.tianshou_api import ReplayBuffer
 from tianshou_ext.trainer import offline_trainer
 
 EPOCHS, UPDATES_PER_EPOCH = 3, 20
-SMALL = {"hidden_sizes": (8,), "num_quantiles": 5, "target_update_freq": 10, "lr": 1e-2}
+SMALL = {
+    "hidden_sizes": (8,),
+    "vae_hidden_sizes": (8,),
+    "num_quantiles": 5,
+    "target_update_freq": 10,
+    "lr": 1e-2,
+}
 
 
 def make(name: str, obs: str) -> tuple[OfflinePolicy, ReplayBuffer]:

@@ -85,11 +85,30 @@ class EnsembleLayerNorm(nn.LayerNorm):
         return torch.addcmul(self.bias, normed, self.weight)
 
 
-class EnsembleCritic(nn.Module):
+class Critics(nn.Module):
+    """N critics that answer (N, B) to (B, ...) observations and (B, A) actions.
+
+    Actions (N, B, A) are taken as one set for each critic.
+    """
+
+    num: int
+    """Critics N."""
+
+    def values(self, obs: Tensor, acts: Tensor) -> Tensor:
+        """Return the values of K actions for each observation, (N, B, K).
+
+        :param obs: (B, ...).
+        :param acts: (B, K, A).
+        """
+        repeated = obs.repeat_interleave(acts.shape[1], dim=0)  # (B * K, ...)
+        q: Tensor = self(repeated, acts.flatten(0, 1))
+        return q.view(-1, *acts.shape[:2])
+
+
+class EnsembleCritic(Critics):
     """N critics as one: (B, ...) observations and (B, A) actions to (N, B) values.
 
-    On frames the critics share their convolutions. Actions (N, B, A) are taken as one set for
-    each critic.
+    On frames the critics share their convolutions.
 
     :param obs_shape: (D,) or (S, H, W).
     :param num: critics N.
@@ -133,22 +152,43 @@ class EnsembleCritic(nn.Module):
         out: Tensor = self.members(x)
         return out.squeeze(-1)
 
+    def values(self, obs: Tensor, acts: Tensor) -> Tensor:
+        """Return the values of K actions for each observation, (N, B, K).
 
-class CriticList(nn.Module):
+        W (s, a) = W_s s + W_a a, so the trunk, and the first layer's product with the observation,
+        are computed once for all K.
+        """
+        first, *others = self.members
+        assert isinstance(first, EnsembleLinear)
+        features = self.trunk(obs).expand(self.num, -1, -1)  # (N, B, D)
+        flat = acts.flatten(0, 1).expand(self.num, -1, -1)  # (N, B * K, A)
+        size = features.shape[2]
+        of_obs = torch.baddbmm(first.bias, features, first.weight[:, :size]).unsqueeze(2)
+        of_act = torch.bmm(flat, first.weight[:, size:]).view(self.num, *acts.shape[:2], -1)
+        x = (of_obs + of_act).flatten(1, 2)  # (N, B * K, width)
+        for layer in others:
+            x = layer(x)
+        return x.view(self.num, *acts.shape[:2])
+
+
+class CriticList(Critics):
     """Tianshou's critics, (B, 1) or (B,) each, as one that answers (N, B)."""
 
     def __init__(self, *critics: nn.Module) -> None:
         super().__init__()
         self.critics = nn.ModuleList(critics)
+        self.num = len(critics)
 
     def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        return torch.stack([critic(obs, act).flatten() for critic in self.critics])
+        acts = act if act.ndim == 3 else act.expand(self.num, *act.shape)
+        pairs = zip(self.critics, acts, strict=True)
+        return torch.stack([critic(obs, own).flatten() for critic, own in pairs])
 
 
-def as_ensemble(*critics: nn.Module | None) -> nn.Module:
+def as_ensemble(*critics: nn.Module | None) -> Critics:
     """Return one critic that answers (N, B), made of ours or of several of Tianshou's."""
     given = [critic for critic in critics if critic is not None]
-    if len(given) == 1 and isinstance(given[0], EnsembleCritic | CriticList):
+    if len(given) == 1 and isinstance(given[0], Critics):
         return given[0]
     return CriticList(*given)
 

@@ -3,12 +3,15 @@
 from tianshou_ext.policy.awac import AWACConfig, AWACPolicy
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.bc import BCConfig, BCPolicy
+from tianshou_ext.policy.bcq import BCQConfig, BCQPolicy
 from tianshou_ext.policy.config import PolicyConfig
+from tianshou_ext.policy.cql import CQLConfig, CQLPolicy
 from tianshou_ext.policy.crr import CRRConfig, CRRPolicy
 from tianshou_ext.policy.discrete_bcq import DiscreteBCQConfig, DiscreteBCQPolicy
 from tianshou_ext.policy.discrete_cql import DiscreteCQLConfig, DiscreteCQLPolicy
 from tianshou_ext.policy.discrete_crr import DiscreteCRRConfig, DiscreteCRRPolicy
 from tianshou_ext.policy.discrete_iql import DiscreteIQLConfig, DiscreteIQLPolicy
+from tianshou_ext.policy.edac import EDACConfig, EDACPolicy
 from tianshou_ext.policy.iql import IQLConfig, IQLPolicy
 from tianshou_ext.policy.rebrac import ReBRACConfig, ReBRACPolicy
 from tianshou_ext.policy.registry import METHODS, Method, get_method, method_name
@@ -21,6 +24,10 @@ __all__ = [
     "AWACPolicy",
     "BCConfig",
     "BCPolicy",
+    "BCQConfig",
+    "BCQPolicy",
+    "CQLConfig",
+    "CQLPolicy",
     "CRRConfig",
     "CRRPolicy",
     "DiscreteBCQConfig",
@@ -31,6 +38,8 @@ __all__ = [
     "DiscreteCRRPolicy",
     "DiscreteIQLConfig",
     "DiscreteIQLPolicy",
+    "EDACConfig",
+    "EDACPolicy",
     "IQLConfig",
     "IQLPolicy",
     "Method",

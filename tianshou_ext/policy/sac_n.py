@@ -9,16 +9,21 @@ NeurIPS 2021, arXiv 2110.01548. Official code: snu-mllab/EDAC.
     L_alpha  = -log(alpha) mean(log pi(a~|s) + target entropy)
     Qt      <- (1 - tau) Qt + tau Q
 
-All losses are of the weights before the step, as in the official code. With two critics this is
-SAC (arXiv 1812.05905), which also trains the behaviour policies of our own data sets online. With a
-large batch and few critics it is LB-SAC (arXiv 2211.11092): ``lb_sac_config``.
+Order of a step: all losses are of the weights before it, as in the official code; then the targets.
+With two critics this is SAC (arXiv 1812.05905), which also trains the behaviour policies of our own
+data sets online. With a large batch and few critics it is LB-SAC (arXiv 2211.11092):
+``lb_sac_config``. EDAC and CQL are subclasses that add a term to the critics' loss.
+
+Differences from the official code: with ``max_q_backup`` it takes the greatest value of the critics
+themselves, we that of their targets, as CQL does; ``backup_entropy=False`` there also stops the
+temperature from learning.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +31,7 @@ from torch import Tensor, nn
 from tianshou_ext.data.normalize import ObsNorm, ObsNormalizer
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.nn.actor_critic import (
+    Critics,
     EnsembleCritic,
     GaussianActor,
     as_ensemble,
@@ -40,13 +46,21 @@ from tianshou_ext.policy.registry import register
 LOG_STD_BOUNDS = (-5.0, 2.0)
 """Official code, lifelong_rl/policies/models/tanh_gaussian_policy.py."""
 
+BACKUP_ACTIONS = 10
+"""Actions whose greatest value ``max_q_backup`` takes: official code of EDAC and of CQL."""
+
+Gaussian = tuple[Tensor, Tensor]
+"""Mean and deviation of actions before tanh, (B, A) each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SACNConfig(PolicyConfig):
     """Hyperparameters of SAC-N; defaults are the paper's for HalfCheetah."""
 
     lr: float = 3e-4
-    """Adam's learning rate, of actor, critics and temperature."""
+    """Adam's learning rate of the critics, and of actor and temperature without ``actor_lr``."""
+    actor_lr: float | None = None
+    """Adam's learning rate of actor and temperature; ``lr`` if None."""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
     """Widths of the fully connected layers."""
     obs_norm: ObsNorm = "none"
@@ -61,6 +75,10 @@ class SACNConfig(PolicyConfig):
     """Learn the temperature."""
     target_entropy: float | None = None
     """Entropy that the temperature aims at; minus the number of action dimensions if None."""
+    backup_entropy: bool = True
+    """Count the next action's entropy as reward in the critics' target."""
+    max_q_backup: bool = False
+    """Take the greatest value of 10 next actions as the target, without entropy; EDAC on Adroit."""
     layer_norm: Literal["none", "before", "after"] = "none"
     """Layer normalisation in the critics, before or after each ReLU."""
     small_init: bool = True
@@ -68,6 +86,7 @@ class SACNConfig(PolicyConfig):
 
     def validate(self) -> None:
         super().validate()
+        self.check(self.actor_lr is None or self.actor_lr > 0.0, "actor_lr", "above 0")
         self.check(self.num_critics >= 1, "num_critics", "at least 1")
         self.check(0.0 < self.tau <= 1.0, "tau", "in (0, 1]")
         self.check(self.init_alpha > 0.0, "init_alpha", "above 0")
@@ -88,9 +107,9 @@ class SACNPolicy(OfflinePolicy):
     :param actor: ``(obs, state) -> ((mean, std), state)``, (B, A) each, before tanh.
     :param critic: ``(obs, act) -> (N, B)`` values, or one of Tianshou's, ``-> (B, 1)``.
     :param critic2: a second one of Tianshou's.
-    :param actor_optim, critic_optim, critic2_optim: over the parameters of each.
-    :param alpha_optim: over ``log_alpha``; an Adam with the config's learning rate if None.
-    :param options: fields of ``SACNConfig``, or Tianshou's names of them.
+    :param actor_optim, critic_optim, critic2_optim: over the parameters of each. The temperature
+        has an Adam of its own, with the config's learning rate.
+    :param options: fields of the method's config, or Tianshou's names of them.
     """
 
     config_class = SACNConfig
@@ -134,8 +153,9 @@ class SACNPolicy(OfflinePolicy):
         self.add_optimizer("critic", critic_optim, critic)
         if critic2 is not None:
             self.add_optimizer("critic2", critic2_optim, critic2)
-        self.optimizers["alpha"] = torch.optim.Adam([self.log_alpha], lr=self.config.lr)
-        self.critic_target = self.add_target(self.critic)
+        lr = self.config.actor_lr or self.config.lr
+        self.optimizers["alpha"] = torch.optim.Adam([self.log_alpha], lr=lr)
+        self.critic_target = cast(Critics, self.add_target(self.critic))
 
     @classmethod
     def from_config(
@@ -151,7 +171,7 @@ class SACNPolicy(OfflinePolicy):
         actor, critic = actor.to(device), critic.to(device)
         return cls(
             actor=actor,
-            actor_optim=make_adam(actor, lr=config.lr),
+            actor_optim=make_adam(actor, lr=config.actor_lr or config.lr),
             critic=critic,
             critic_optim=make_adam(critic, lr=config.lr),
             action_space=action_space,
@@ -169,14 +189,16 @@ class SACNPolicy(OfflinePolicy):
 
     def gradient_step(self, batch: Transitions) -> dict[str, Tensor]:
         alpha = self.log_alpha.detach().exp()
-        (mean, std), _ = self.actor(batch.obs)
-        act, log_prob = tanh_normal_sample(mean, std, self.randn_like(mean))
+        policy: Gaussian = self.actor(batch.obs)[0]
+        with torch.no_grad():
+            policy_next: Gaussian = self.actor(batch.obs_next)[0]
+        act, log_prob = tanh_normal_sample(*policy, self.randn_like(policy[0]))  # (B, A), (B,)
         q_act = self.frozen(self.critic)(batch.obs, act).amin(0)  # (B,)
-        actor_loss = (alpha * log_prob - q_act).mean()
-        target = self.critic_targets(batch, alpha)
-        q = self.critic(batch.obs, batch.act)  # (N, B)
+        actor_loss = self.actor_loss(batch, policy, alpha * log_prob, q_act)
+        target = self.critic_targets(batch, policy_next, alpha)
+        q, terms = self.critic_terms(batch, policy, policy_next)  # (N, B)
         critic_loss = self.critic_loss(q, target)
-        loss = actor_loss + critic_loss
+        loss = actor_loss + critic_loss + sum(terms.values())
         if self.config.auto_alpha:
             loss = loss - self.log_alpha * (log_prob.detach().mean() + self.target_entropy)
         self.optimize(loss)
@@ -184,19 +206,51 @@ class SACNPolicy(OfflinePolicy):
         return {
             "loss/critic": critic_loss,
             "loss/actor": actor_loss,
+            **{f"loss/{name}": term for name, term in terms.items()},
             "alpha": alpha,
             "entropy": -log_prob.mean(),
             "q/data": q.mean(),
             "q/policy": q_act.mean(),
         }
 
+    def actor_loss(
+        self, batch: Transitions, policy: Gaussian, cost: Tensor, q_act: Tensor
+    ) -> Tensor:
+        """Return the actor's loss.
+
+        :param policy: at the observations.
+        :param cost: (B,) temperature times log-density of an action of the policy.
+        :param q_act: (B,) the least value of that action.
+        """
+        return (cost - q_act).mean()
+
     @torch.no_grad()
-    def critic_targets(self, batch: Transitions, alpha: Tensor) -> Tensor:
-        """Return y, (B,)."""
-        (mean, std), _ = self.actor(batch.obs_next)
-        act, log_prob = tanh_normal_sample(mean, std, self.randn_like(mean))
-        q: Tensor = self.critic_target(batch.obs_next, act).amin(0) - alpha * log_prob
-        return batch.rew + batch.discount * (1.0 - batch.terminated) * q
+    def critic_targets(self, batch: Transitions, policy_next: Gaussian, alpha: Tensor) -> Tensor:
+        """Return y, (B,).
+
+        :param policy_next: at the next observations.
+        :param alpha: temperature.
+        """
+        mean, std = policy_next
+        if self.config.max_q_backup:
+            noise = self.randn(len(mean), BACKUP_ACTIONS, mean.shape[1])
+            acts, _ = tanh_normal_sample(mean.unsqueeze(1), std.unsqueeze(1), noise)  # (B, 10, A)
+            v = self.critic_target.values(batch.obs_next, acts).amax(2).amin(0)
+        else:
+            act, log_prob = tanh_normal_sample(mean, std, self.randn_like(mean))
+            v = self.critic_target(batch.obs_next, act).amin(0)
+            if self.config.backup_entropy:
+                v = v - alpha * log_prob
+        return batch.rew + batch.discount * (1.0 - batch.terminated) * v
+
+    def critic_terms(
+        self, batch: Transitions, policy: Gaussian, policy_next: Gaussian
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the values of the data's actions, (N, B), and what else is minimised, by name.
+
+        :param policy, policy_next: at the observations and the next ones.
+        """
+        return self.critic(batch.obs, batch.act), {}
 
     @staticmethod
     def critic_loss(q: Tensor, target: Tensor) -> Tensor:
