@@ -34,6 +34,12 @@ SMALL = {
 }
 
 
+def small_options(name: str) -> dict[str, Any]:
+    """Return the config fields of ``SMALL`` that a method has."""
+    known = {f.name for f in fields(METHODS[name].config_class)}
+    return {key: value for key, value in SMALL.items() if key in known}
+
+
 def make(name: str, obs: str) -> tuple[OfflinePolicy, ReplayBuffer]:
     """Return a small policy and data of 40 rows; ``obs`` is ``vector`` or ``pixel``."""
     rng = np.random.default_rng(0)
@@ -50,10 +56,8 @@ def make(name: str, obs: str) -> tuple[OfflinePolicy, ReplayBuffer]:
         row = Batch(obs=one, act=act, rew=float(rng.normal()), obs_next=after)
         row.update(terminated=t % 8 == 7, truncated=False, info={})
         buffer.add(row)
-    known = {f.name for f in fields(METHODS[name].config_class)}
-    chosen = {key: value for key, value in SMALL.items() if key in known}
     acts = Discrete(3) if discrete else Box(-1, 1, (2,), np.float32)
-    policy = METHODS[name].policy_class.build(space, acts, seed=1, **chosen)
+    policy = METHODS[name].policy_class.build(space, acts, seed=1, **small_options(name))
     return policy, buffer
 
 

@@ -36,6 +36,8 @@ def processes() -> Iterator[Any]:
     paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        # One that another test has started has imported other things.
+        forkserver._forkserver._stop()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["resume_worker"])
         forkserver.ensure_running()
@@ -131,7 +133,7 @@ def start(folder: Path, name: str = "discrete_cql", resume: Any = "auto", **opti
     policy, buffer = resume_worker.make(name, "vector")
     if options:
         spaces = (policy.observation_space, policy.action_space)
-        chosen = {**resume_worker.SMALL, **options}
+        chosen = {**resume_worker.small_options(name), **options}
         policy = METHODS[name].policy_class.build(*spaces, seed=1, **chosen)
     counts = {"max_epoch": 2, "update_per_epoch": 5, "batch_size": 4}
     quiet = {"show_progress": False, "verbose": False}

@@ -215,10 +215,15 @@ class Replay:
             columns.append(self.prev_row[columns[-1]])
         return torch.from_numpy(np.stack(columns[::-1], axis=1).astype(np.int32))  # (M, S)
 
+    def _pick(self, column: Tensor, rows: Tensor) -> Tensor:
+        """Return ``rows`` of a staged column, on the device; faster than indexing by a tensor."""
+        picked = column.index_select(0, rows.to(column.device))
+        return picked.to(self.device, non_blocking=True)
+
     def observations(self, rows: Tensor) -> Tensor:
         """Return the observations at ``rows`` (B,), stacked, on the device: (B, ...)."""
         if self.stack is None:
-            return self.obs[rows.to(self.obs.device)].to(self.device, non_blocking=True)
+            return self._pick(self.obs, rows)
         picked = self.stack[rows]  # (B, S)
         stacked = self.obs.index_select(0, picked.flatten())
         stacked = stacked.view(*picked.shape, *self.obs.shape[1:])  # (B, S, H, W)
@@ -229,7 +234,7 @@ class Replay:
         if self.obs_next is None:
             return self.observations(self.next[rows])
         if self.stack is None:
-            return self.obs_next[rows.to(self.obs_next.device)].to(self.device, non_blocking=True)
+            return self._pick(self.obs_next, rows)
         # The stack of what follows is the present one moved on by one frame.
         newest = self.obs_next[rows].unsqueeze(1).to(self.device, non_blocking=True)
         return torch.cat([self.observations(rows)[:, 1:], newest], dim=1)
@@ -242,23 +247,22 @@ class Replay:
         :param n_step: steps to sum rewards over; fewer where the episode ends before.
         """
         last = rows
-        here = rows.to(self.device)
-        rew = self.rew[here]
+        rew = self._pick(self.rew, rows)
         discount = torch.full_like(rew, gamma)
         for k in range(1, n_step):
             goes_on = self.follows[last]
             last = torch.where(goes_on, self.next[last], last)
             alive = goes_on.to(self.device, torch.float32)
-            rew = rew + alive * discount * self.rew[last.to(self.device)]
+            rew = rew + alive * discount * self._pick(self.rew, last)
             discount = torch.where(alive > 0, gamma ** (k + 1), discount)
         return Transitions(
             obs=self.observations(rows),
-            act=self.act[here],
+            act=self._pick(self.act, rows),
             rew=rew,
-            terminated=self.terminated[last.to(self.device)],
+            terminated=self._pick(self.terminated, last),
             obs_next=self.next_observations(last),
             discount=discount,
-            act_next=self.act[self.next[last].to(self.device)] if self.next_act else None,
+            act_next=self._pick(self.act, self.next[last]) if self.next_act else None,
         )
 
     def transform_rewards(self, transform: Callable[[Tensor], Tensor]) -> None:

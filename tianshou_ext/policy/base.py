@@ -7,6 +7,7 @@ and exploration noise behave as Tianshou's trainers and collectors expect, on bo
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
@@ -100,6 +101,7 @@ class OfflinePolicy(BasePolicy):
         self.metrics: dict[str, float] = {}
         """Of the last gradient step whose metrics were brought to the host."""
         self._targets: list[tuple[nn.Module, nn.Module]] = []
+        self._first_parameter: list[Tensor] = []  # a list, so that it is registered once only
         self._compiled_step: Callable[[Transitions], dict[str, Tensor]] | None = None
         # What was staged: the buffer, its fill state then, and the staged data.
         self._staged: tuple[ReplayBuffer, tuple[Any, ...], Replay | GrowingReplay | None] | None = (
@@ -243,8 +245,9 @@ class OfflinePolicy(BasePolicy):
     @property
     def device(self) -> torch.device:
         """Where the networks live."""
-        first: Tensor = next(self.parameters())
-        return first.device
+        if not self._first_parameter:
+            self._first_parameter.append(next(self.parameters()))
+        return self._first_parameter[0].device
 
     # ---- compilation ----------------------------------------------------------------------
 
@@ -438,7 +441,10 @@ class OfflinePolicy(BasePolicy):
                 n_step=self.config.n_step,
                 transform=self.reward_norm,
             ).to(self.device)
-        with torch_train_mode(self):
+        # Switching every module takes as long as a small network's forward pass.
+        targets = {id(target) for _, target in self._targets}
+        ready = all(m.training for m in self.children() if id(m) not in targets)
+        with contextlib.nullcontext() if ready and self.training else torch_train_mode(self):
             stats = self.learn(batch)
         stats.train_time = time.monotonic() - start
         return stats
