@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tianshou_ext.nn.actor_critic import CriticList, EnsembleCritic
+from tianshou_ext.nn.actor_critic import CriticList, EnsembleCritic, as_ensemble
 
 SHAPES = [(3,), (4, 44, 44)]
 
@@ -58,3 +58,29 @@ def test_each_critic_may_have_actions_of_its_own(critic):
     q = critic(obs, acts)
     for k in range(2):
         assert torch.allclose(q[k], critic(obs, acts[k])[k], atol=1e-6)
+
+
+@pytest.mark.parametrize("layer_norm", ["none", "before", "after"])
+@pytest.mark.parametrize("obs_shape", [(5,), (4, 44, 44)])
+def test_one_member_answers_what_it_answers_among_all(obs_shape, layer_norm):
+    critic = EnsembleCritic(obs_shape, 2, (8, 8), 3, layer_norm=layer_norm)
+    for parameter in critic.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    obs, act = torch.rand(6, *obs_shape), torch.rand(6, 2)
+    every = critic(obs, act)
+    for member in range(3):
+        assert torch.allclose(critic(obs, act, member), every[member : member + 1], atol=1e-5)
+
+
+def test_one_of_tianshous_critics_answers_what_it_answers_among_all():
+    class Sum(torch.nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+            return self.factor * (obs.sum(1, keepdim=True) + act.sum(1, keepdim=True))
+
+    critic = as_ensemble(Sum(1.0), Sum(2.0))
+    obs, act = torch.rand(4, 3), torch.rand(4, 2)
+    assert torch.equal(critic(obs, act, 1), critic(obs, act)[1:])

@@ -80,15 +80,18 @@ class EnsembleLayerNorm(nn.LayerNorm):
         self.weight = nn.Parameter(torch.ones(num, 1, width))
         self.bias = nn.Parameter(torch.zeros(num, 1, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, member: int | None = None) -> Tensor:
+        """Return every member's answer to its input, or one member's to (1, B, width)."""
         normed = nn.functional.layer_norm(x, self.normalized_shape, eps=self.eps)
-        return torch.addcmul(self.bias, normed, self.weight)
+        own = slice(None) if member is None else slice(member, member + 1)
+        return torch.addcmul(self.bias[own], normed, self.weight[own])
 
 
 class Critics(nn.Module):
     """N critics that answer (N, B) to (B, ...) observations and (B, A) actions.
 
-    Actions (N, B, A) are taken as one set for each critic.
+    Actions (N, B, A) are taken as one set for each critic. Asked for one ``member``, only that one
+    is computed, (1, B).
     """
 
     num: int
@@ -134,7 +137,7 @@ class EnsembleCritic(Critics):
             layers.append(EnsembleLinear(num, width, size))
             if norm is not None and layer_norm == "before":
                 layers.append(norm)
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))
             if norm is not None and layer_norm == "after":
                 layers.append(norm)
             width = size
@@ -142,8 +145,14 @@ class EnsembleCritic(Critics):
         self.members = nn.Sequential(*layers)
         self.num = num
 
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+    def forward(self, obs: Tensor, act: Tensor, member: int | None = None) -> Tensor:
         features = self.trunk(obs)
+        if member is not None:
+            x = torch.cat([features, act], dim=-1).unsqueeze(0)  # (1, B, D + A)
+            for layer in self.members:
+                of_members = isinstance(layer, EnsembleLinear | EnsembleLayerNorm)
+                x = layer(x, member) if of_members else layer(x)
+            return x.squeeze(-1)
         if act.ndim == 3:
             features = features.expand(self.num, *features.shape)
         x = torch.cat([features, act], dim=-1)
@@ -179,7 +188,9 @@ class CriticList(Critics):
         self.critics = nn.ModuleList(critics)
         self.num = len(critics)
 
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+    def forward(self, obs: Tensor, act: Tensor, member: int | None = None) -> Tensor:
+        if member is not None:
+            return self.critics[member](obs, act).flatten().unsqueeze(0)  # type: ignore[no-any-return]
         acts = act if act.ndim == 3 else act.expand(self.num, *act.shape)
         pairs = zip(self.critics, acts, strict=True)
         return torch.stack([critic(obs, own).flatten() for critic, own in pairs])

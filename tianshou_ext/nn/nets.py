@@ -115,8 +115,11 @@ class EnsembleLinear(nn.Module):
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+    def forward(self, x: Tensor, member: int | None = None) -> Tensor:
+        """Return every member's answer to its input, or one member's, (1, B, in) to (1, B, out)."""
+        if member is None:
+            return torch.baddbmm(self.bias, x, self.weight)
+        return torch.addmm(self.bias[member], x[0], self.weight[member]).unsqueeze(0)
 
 
 class EnsembleNet(nn.Module):

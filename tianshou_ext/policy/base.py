@@ -24,6 +24,7 @@ from tianshou.utils.torch_utils import torch_train_mode
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tianshou_ext.allocator import keep_freed_memory
 from tianshou_ext.data.growing import GrowingReplay
 from tianshou_ext.data.normalize import ObsNormalizer, RewardNormalizer
 from tianshou_ext.data.replay import Replay, Transitions, sample_growing
@@ -336,6 +337,7 @@ class OfflinePolicy(BasePolicy):
         """
         fill = (buffer.maxsize, len(buffer), *np.asarray(buffer.last_index).tolist())
         if self._staged is None or self._staged[0] is not buffer:
+            keep_freed_memory()
             replay = Replay(buffer, self.device, next_act=self.needs_next_act)
             check_data(replay, self.observation_space, self.action_space)
             self._staged = (buffer, fill, replay)

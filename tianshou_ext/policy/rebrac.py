@@ -73,6 +73,7 @@ class ReBRACPolicy(TD3BCPolicy):
     """ReBRAC; constructed as ``TD3BCPolicy``."""
 
     config_class = ReBRACConfig
+    actor_member = None
     needs_next_act = True
 
     @classmethod

@@ -110,6 +110,8 @@ class TD3BCPolicy(OfflinePolicy):
     """
 
     config_class: ClassVar[type[PolicyConfig]] = TD3BCConfig
+    actor_member: ClassVar[int | None] = 0
+    """The critic that the actor's loss asks; None asks all."""
 
     def __init__(
         self,
@@ -212,7 +214,7 @@ class TD3BCPolicy(OfflinePolicy):
         self.optimize(critic_loss, "critic")
         if self.num_updates % self.config.update_actor_freq == 0:
             act, _ = self.actor(batch.obs)
-            q_act = self.frozen(self.critic)(batch.obs, act)  # (N, B)
+            q_act = self.frozen(self.critic)(batch.obs, act, self.actor_member)  # (1 or N, B)
             actor_loss = self.actor_loss(act, batch.act, q_act)
             metrics |= {
                 "loss/actor": actor_loss.detach(),
@@ -252,7 +254,7 @@ class TD3BCPolicy(OfflinePolicy):
 
         :param act: (B, A) of the actor.
         :param data_act: (B, A) of the data.
-        :param q: (N, B) values of ``act``; the first critic's count.
+        :param q: (1 or N, B) values of ``act``; the first critic's count.
         """
         weight: Tensor = self.config.alpha / q[0].abs().mean().detach()
         return -weight * q[0].mean() + (act - data_act).square().mean()
