@@ -1,5 +1,6 @@
 """The methods, one file each, and the registry that lists them."""
 
+from tianshou_ext.policy.actor_critic import ActorCriticPolicy
 from tianshou_ext.policy.awac import AWACConfig, AWACPolicy
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.bc import BCConfig, BCPolicy
@@ -22,6 +23,7 @@ __all__ = [
     "METHODS",
     "AWACConfig",
     "AWACPolicy",
+    "ActorCriticPolicy",
     "BCConfig",
     "BCPolicy",
     "BCQConfig",

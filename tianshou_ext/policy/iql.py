@@ -23,26 +23,25 @@ which the paper has none of, the critics share their convolutions.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tianshou_ext.data.normalize import ObsNorm, ObsNormalizer, RewardNorm
+from tianshou_ext.data.normalize import ObsNorm, RewardNorm
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.losses import expectile_loss
 from tianshou_ext.nn.actor_critic import (
     EnsembleCritic,
     GaussianActor,
-    as_ensemble,
     normal_log_prob,
     orthogonal_init,
 )
-from tianshou_ext.nn.nets import Net, make_adam
-from tianshou_ext.policy.base import OfflinePolicy
-from tianshou_ext.policy.config import PolicyConfig, make_config
+from tianshou_ext.nn.nets import Net
+from tianshou_ext.policy.actor_critic import ActorCriticPolicy
+from tianshou_ext.policy.config import PolicyConfig
 from tianshou_ext.policy.registry import register
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -88,7 +87,7 @@ class IQLConfig(PolicyConfig):
     actions="continuous",
     needs=("reward", "next observation"),
 )
-class IQLPolicy(OfflinePolicy):
+class IQLPolicy(ActorCriticPolicy):
     """IQL.
 
     :param actor: ``(obs, state) -> ((mean, std), state)``, (B, A) each, of the actions themselves.
@@ -101,77 +100,28 @@ class IQLPolicy(OfflinePolicy):
 
     config_class = IQLConfig
 
-    def __init__(
-        self,
-        *,
-        actor: nn.Module,
-        actor_optim: Any,
-        critic: nn.Module,
-        critic_optim: Any,
-        critic2: nn.Module | None = None,
-        critic2_optim: Any = None,
-        value: nn.Module,
-        value_optim: Any,
-        action_space: Any,
-        observation_space: Any = None,
-        config: IQLConfig | None = None,
-        obs_norm: ObsNormalizer | None = None,
-        lr_scheduler: Any = None,
-        seed: int = 0,
-        action_scaling: bool | None = None,
-        action_bound_method: Any = "clip",
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            action_space=action_space,
-            observation_space=observation_space,
-            config=make_config(self.config_class, config, options),
-            obs_norm=obs_norm,
-            lr_scheduler=lr_scheduler,
-            seed=seed,
-            action_scaling=action_scaling,
-            action_bound_method=action_bound_method,
-        )
-        self.actor = actor
-        self.critic = as_ensemble(critic, critic2)
+    def __init__(self, *, value: nn.Module, value_optim: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.value = value
-        self.add_optimizer("actor", actor_optim, actor)
-        self.add_optimizer("critic", critic_optim, critic)
-        if critic2 is not None:
-            self.add_optimizer("critic2", critic2_optim, critic2)
         self.add_optimizer("value", value_optim, value)
-        self.critic_target = self.add_target(self.critic)
 
     @classmethod
-    def from_config(
-        cls, observation_space: Any, action_space: Any, config: Any, device: Any, seed: int
-    ) -> Self:
-        shape, act_dim = observation_space.shape, math.prod(action_space.shape)
+    def make_networks(
+        cls, obs_shape: Sequence[int], act_dim: int, config: Any
+    ) -> dict[str, nn.Module]:
+        hidden = config.hidden_sizes
         actor = GaussianActor(
-            shape,
+            obs_shape,
             act_dim,
-            config.hidden_sizes,
+            hidden,
             log_std_bounds=LOG_STD_BOUNDS,
             state_dependent_std=False,
             tanh_mean=True,
         )
-        critic = EnsembleCritic(shape, act_dim, config.hidden_sizes, config.num_critics)
-        value = Net(shape, (1,), config.hidden_sizes)
+        critic = EnsembleCritic(obs_shape, act_dim, hidden, config.num_critics)
+        value = Net(obs_shape, (1,), hidden)
         orthogonal_init(actor, critic, value)
-        actor, critic, value = actor.to(device), critic.to(device), value.to(device)
-        return cls(
-            actor=actor,
-            actor_optim=make_adam(actor, lr=config.lr),
-            critic=critic,
-            critic_optim=make_adam(critic, lr=config.lr),
-            value=value,
-            value_optim=make_adam(value, lr=config.lr),
-            action_space=action_space,
-            observation_space=observation_space,
-            config=config,
-            obs_norm=ObsNormalizer(shape, config.obs_norm).to(device),
-            seed=seed,
-        )
+        return {"actor": actor, "critic": critic, "value": value}
 
     def act(self, obs: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         (mean, std), _ = self.actor(obs)
@@ -221,12 +171,3 @@ class IQLPolicy(OfflinePolicy):
         """
         weight: Tensor = (self.config.inv_temperature * adv).exp().clamp(max=MAX_WEIGHT)
         return -(weight * normal_log_prob(mean, std, act)).mean()
-
-    @staticmethod
-    def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-        """Return the squared TD error, summed over critics, mean over the batch.
-
-        :param q: (N, B).
-        :param target: (B,) without gradient.
-        """
-        return (q - target).square().mean(1).sum()

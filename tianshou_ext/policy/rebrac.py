@@ -79,7 +79,7 @@ class ReBRACPolicy(TD3BCPolicy):
     @classmethod
     def make_networks(
         cls, obs_shape: Sequence[int], act_dim: int, config: Any
-    ) -> tuple[nn.Module, nn.Module]:
+    ) -> dict[str, nn.Module]:
         actor = DeterministicActor(obs_shape, act_dim, config.hidden_sizes)
         critic = EnsembleCritic(
             obs_shape,
@@ -90,7 +90,7 @@ class ReBRACPolicy(TD3BCPolicy):
             layer_norm_eps=LAYER_NORM_EPS,
         )
         edac_init(actor, critic)
-        return actor, critic
+        return {"actor": actor, "critic": critic}
 
     def next_value(self, batch: Transitions, act: Tensor) -> Tensor:
         value = super().next_value(batch, act)

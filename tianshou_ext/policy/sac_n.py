@@ -22,25 +22,23 @@ temperature from learning.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tianshou_ext.data.normalize import ObsNorm, ObsNormalizer
+from tianshou_ext.data.normalize import ObsNorm
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.nn.actor_critic import (
-    Critics,
     EnsembleCritic,
     GaussianActor,
-    as_ensemble,
     edac_init,
     tanh_normal_sample,
 )
-from tianshou_ext.nn.nets import make_adam
-from tianshou_ext.policy.base import OfflinePolicy
-from tianshou_ext.policy.config import PolicyConfig, make_config
+from tianshou_ext.policy.actor_critic import ActorCriticPolicy
+from tianshou_ext.policy.config import PolicyConfig
 from tianshou_ext.policy.registry import register
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -101,7 +99,7 @@ class SACNConfig(PolicyConfig):
     actions="continuous",
     needs=("reward", "next observation"),
 )
-class SACNPolicy(OfflinePolicy):
+class SACNPolicy(ActorCriticPolicy):
     """SAC-N.
 
     :param actor: ``(obs, state) -> ((mean, std), state)``, (B, A) each, before tanh.
@@ -114,72 +112,27 @@ class SACNPolicy(OfflinePolicy):
 
     config_class = SACNConfig
 
-    def __init__(
-        self,
-        *,
-        actor: nn.Module,
-        actor_optim: Any,
-        critic: nn.Module,
-        critic_optim: Any,
-        critic2: nn.Module | None = None,
-        critic2_optim: Any = None,
-        action_space: Any,
-        observation_space: Any = None,
-        config: SACNConfig | None = None,
-        obs_norm: ObsNormalizer | None = None,
-        lr_scheduler: Any = None,
-        seed: int = 0,
-        action_scaling: bool | None = None,
-        action_bound_method: Any = "clip",
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            action_space=action_space,
-            observation_space=observation_space,
-            config=make_config(self.config_class, config, options),
-            obs_norm=obs_norm,
-            lr_scheduler=lr_scheduler,
-            seed=seed,
-            action_scaling=action_scaling,
-            action_bound_method=action_bound_method,
-        )
-        self.actor = actor
-        self.critic = as_ensemble(critic, critic2)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(self.config.init_alpha)))
-        act_dim = math.prod(action_space.shape)
-        entropy = self.config.target_entropy
-        self.target_entropy = -float(act_dim) if entropy is None else entropy
-        self.add_optimizer("actor", actor_optim, actor)
-        self.add_optimizer("critic", critic_optim, critic)
-        if critic2 is not None:
-            self.add_optimizer("critic2", critic2_optim, critic2)
         lr = self.config.actor_lr or self.config.lr
         self.optimizers["alpha"] = torch.optim.Adam([self.log_alpha], lr=lr)
-        self.critic_target = cast(Critics, self.add_target(self.critic))
+        entropy = self.config.target_entropy
+        act_dim = math.prod(self.action_space.shape or ())
+        self.target_entropy = -float(act_dim) if entropy is None else entropy
 
     @classmethod
-    def from_config(
-        cls, observation_space: Any, action_space: Any, config: Any, device: Any, seed: int
-    ) -> Self:
-        shape, act_dim = observation_space.shape, math.prod(action_space.shape)
-        actor = GaussianActor(shape, act_dim, config.hidden_sizes, log_std_bounds=LOG_STD_BOUNDS)
+    def make_networks(
+        cls, obs_shape: Sequence[int], act_dim: int, config: Any
+    ) -> dict[str, nn.Module]:
+        hidden = config.hidden_sizes
+        actor = GaussianActor(obs_shape, act_dim, hidden, log_std_bounds=LOG_STD_BOUNDS)
         critic = EnsembleCritic(
-            shape, act_dim, config.hidden_sizes, config.num_critics, layer_norm=config.layer_norm
+            obs_shape, act_dim, hidden, config.num_critics, layer_norm=config.layer_norm
         )
         if config.small_init:
             edac_init(actor, critic)
-        actor, critic = actor.to(device), critic.to(device)
-        return cls(
-            actor=actor,
-            actor_optim=make_adam(actor, lr=config.actor_lr or config.lr),
-            critic=critic,
-            critic_optim=make_adam(critic, lr=config.lr),
-            action_space=action_space,
-            observation_space=observation_space,
-            config=config,
-            obs_norm=ObsNormalizer(shape, config.obs_norm).to(device),
-            seed=seed,
-        )
+        return {"actor": actor, "critic": critic}
 
     def act(self, obs: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         (mean, std), _ = self.actor(obs)
@@ -251,15 +204,6 @@ class SACNPolicy(OfflinePolicy):
         :param policy, policy_next: at the observations and the next ones.
         """
         return self.critic(batch.obs, batch.act), {}
-
-    @staticmethod
-    def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-        """Return the squared TD error, summed over critics, mean over the batch.
-
-        :param q: (N, B).
-        :param target: (B,) without gradient.
-        """
-        return (q - target).square().mean(1).sum()
 
 
 def lb_sac_config(batch_size: int = 10_000, **options: Any) -> SACNConfig:

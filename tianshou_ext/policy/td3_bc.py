@@ -17,24 +17,21 @@ Differences from the official code: the first step trains the actor (there the s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from tianshou.exploration import GaussianNoise
 from torch import Tensor, nn
 
-from tianshou_ext.data.normalize import ObsNormalizer
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.errors import InputError
-from tianshou_ext.nn.actor_critic import DeterministicActor, EnsembleCritic, as_ensemble
-from tianshou_ext.nn.nets import make_adam
-from tianshou_ext.policy.base import OfflinePolicy
-from tianshou_ext.policy.config import PolicyConfig, make_config
+from tianshou_ext.nn.actor_critic import DeterministicActor, EnsembleCritic
+from tianshou_ext.policy.actor_critic import ActorCriticPolicy
+from tianshou_ext.policy.config import PolicyConfig
 from tianshou_ext.policy.registry import register
 
 NUM_CRITICS = 2
@@ -93,7 +90,7 @@ class TD3BCConfig(TD3Config):
     actions="continuous",
     needs=("reward", "next observation"),
 )
-class TD3BCPolicy(OfflinePolicy):
+class TD3BCPolicy(ActorCriticPolicy):
     """TD3+BC; a drop-in for Tianshou 1.2's ``TD3BCPolicy`` and 2.x's ``TD3BC``.
 
     :param actor: ``(obs, state) -> ((B, A) actions, state)``; actions beyond [-1, 1] are clipped
@@ -113,86 +110,20 @@ class TD3BCPolicy(OfflinePolicy):
     actor_member: ClassVar[int | None] = 0
     """The critic that the actor's loss asks; None asks all."""
 
-    def __init__(
-        self,
-        *,
-        actor: nn.Module | None = None,
-        actor_optim: Any = None,
-        critic: nn.Module,
-        critic_optim: Any,
-        critic2: nn.Module | None = None,
-        critic2_optim: Any = None,
-        action_space: Any = None,
-        observation_space: Any = None,
-        policy: Any = None,
-        policy_optim: Any = None,
-        config: TD3Config | None = None,
-        obs_norm: ObsNormalizer | None = None,
-        lr_scheduler: Any = None,
-        seed: int = 0,
-        action_scaling: bool | None = None,
-        action_bound_method: Any = "clip",
-        **options: Any,
-    ) -> None:
-        if policy is not None:
-            actor, actor_optim, action_space = policy.actor, policy_optim, policy.action_space
-            observation_space = observation_space or getattr(policy, "observation_space", None)
-            action_scaling = getattr(policy, "action_scaling", action_scaling)
-            action_bound_method = getattr(policy, "action_bound_method", action_bound_method)
-            if getattr(policy, "exploration_noise", None) is not None:
-                options.setdefault("exploration_noise", policy.exploration_noise)
-        if actor is None or actor_optim is None or action_space is None:
-            raise InputError(
-                "expected actor, actor_optim and action_space, or policy and policy_optim; "
-                "pass all of either"
-            )
-        if "exploration_noise" in options:
-            options["exploration_noise"] = noise_deviation(options["exploration_noise"])
-        super().__init__(
-            action_space=action_space,
-            observation_space=observation_space,
-            config=make_config(self.config_class, config, options),
-            obs_norm=obs_norm,
-            lr_scheduler=lr_scheduler,
-            seed=seed,
-            action_scaling=action_scaling,
-            action_bound_method=action_bound_method,
-        )
-        self.actor = actor
-        self.critic = as_ensemble(critic, critic2)
-        self.add_optimizer("actor", actor_optim, actor)
-        self.add_optimizer("critic", critic_optim, critic)
-        if critic2 is not None:
-            self.add_optimizer("critic2", critic2_optim, critic2)
+    def __init__(self, *, policy: Any = None, **kwargs: Any) -> None:
+        noise = kwargs.get("exploration_noise", getattr(policy, "exploration_noise", None))
+        if noise is not None or "exploration_noise" in kwargs:
+            kwargs["exploration_noise"] = noise_deviation(noise)
+        super().__init__(policy=policy, **kwargs)
         self.actor_target = self.add_target(self.actor)
-        self.critic_target = self.add_target(self.critic)
-
-    @classmethod
-    def from_config(
-        cls, observation_space: Any, action_space: Any, config: Any, device: Any, seed: int
-    ) -> Self:
-        shape, act_dim = observation_space.shape, math.prod(action_space.shape)
-        actor, critic = cls.make_networks(shape, act_dim, config)
-        actor, critic = actor.to(device), critic.to(device)
-        return cls(
-            actor=actor,
-            actor_optim=make_adam(actor, lr=config.lr),
-            critic=critic,
-            critic_optim=make_adam(critic, lr=config.critic_lr or config.lr),
-            action_space=action_space,
-            observation_space=observation_space,
-            config=config,
-            obs_norm=ObsNormalizer(shape, config.obs_norm).to(device),
-            seed=seed,
-        )
 
     @classmethod
     def make_networks(
         cls, obs_shape: Sequence[int], act_dim: int, config: Any
-    ) -> tuple[nn.Module, nn.Module]:
-        """Return the actor and the critics that the config describes."""
-        actor = DeterministicActor(obs_shape, act_dim, config.hidden_sizes)
-        return actor, EnsembleCritic(obs_shape, act_dim, config.hidden_sizes, NUM_CRITICS)
+    ) -> dict[str, nn.Module]:
+        hidden = config.hidden_sizes
+        critic = EnsembleCritic(obs_shape, act_dim, hidden, NUM_CRITICS)
+        return {"actor": DeterministicActor(obs_shape, act_dim, hidden), "critic": critic}
 
     def act(self, obs: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         act, _ = self.actor(obs)
@@ -239,15 +170,6 @@ class TD3BCPolicy(OfflinePolicy):
         """Return the value (B,) of actions (B, A) at the next observations."""
         value: Tensor = self.critic_target(batch.obs_next, act).amin(0)
         return value
-
-    @staticmethod
-    def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-        """Return the squared TD error, summed over critics, mean over the batch.
-
-        :param q: (N, B).
-        :param target: (B,) without gradient.
-        """
-        return (q - target).square().mean(1).sum()
 
     def actor_loss(self, act: Tensor, data_act: Tensor, q: Tensor) -> Tensor:
         """Return the normalised value of the actor's actions against their distance to the data's.
