@@ -79,6 +79,17 @@ def test_rows_are_those_of_a_buffer_staged_at_once(kind, n_step):
             assert found[key] == pytest.approx(row, rel=1e-6)
 
 
+@pytest.mark.parametrize("rows", [37, 38, 100])
+def test_a_ring_that_is_full_when_it_is_staged_first_is_staged_whole(rows):
+    buffer = ReplayBuffer(37)
+    Filler(buffer).add(rows)
+    growing = GrowingReplay(buffer)
+    growing.sync()
+    expected = table(Replay(buffer).sample(0))
+    assert table(growing.sample(0)).keys() == expected.keys()
+    assert len(growing) == 37
+
+
 def test_a_buffer_that_comes_round_exactly_is_staged_again():
     buffer = ReplayBuffer(10)
     filler = Filler(buffer)

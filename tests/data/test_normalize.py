@@ -1,4 +1,4 @@
-"""Normalisation of observations: what is fitted, and that it belongs to the policy."""
+"""Normalisation of observations and rewards: what is fitted, and that the policy keeps it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import pytest
 import torch
 from tianshou.data import Batch
 
-from tianshou_ext.data.normalize import FRAME_SCALE, STD_EPS, ObsNormalizer
+from tianshou_ext.data.normalize import (
+    FRAME_SCALE,
+    STD_EPS,
+    ObsNormalizer,
+    RewardNorm,
+    RewardNormalizer,
+    episode_returns,
+)
 from tianshou_ext.data.replay import Replay
-from tianshou_ext.tianshou_api import ReplayBuffer
+from tianshou_ext.errors import InputError
+from tianshou_ext.tianshou_api import ReplayBuffer, training_step
 
 
 def test_vectors_are_centred_and_scaled_by_the_data(discrete_buffer):
@@ -111,3 +119,86 @@ def one_row_of_zeros() -> dict[str, np.ndarray]:
     ends = {"terminated": flag, "truncated": ~flag, "done": flag}
     obs = np.zeros((1, 3), np.float32)
     return {"obs": obs, "obs_next": obs, "act": np.zeros(1, int), "rew": np.zeros(1), **ends}
+
+
+# ---- rewards -------------------------------------------------------------------------------------
+
+
+def returns_of(buffer: ReplayBuffer) -> list[float]:
+    """Return the returns of the episodes of ``buffer``, row by row."""
+    totals, score = [], 0.0
+    for rew, done in zip(buffer.rew, buffer.done, strict=True):
+        score += float(rew)
+        if done:
+            totals.append(score)
+            score = 0.0
+    return totals
+
+
+def fitted(buffer: ReplayBuffer, kind: RewardNorm) -> RewardNormalizer:
+    norm = RewardNormalizer(kind)
+    norm.fit(Replay(buffer))
+    return norm
+
+
+def test_returns_span_a_thousand_after_return_range(continuous_buffer):
+    totals = returns_of(continuous_buffer)
+    assert episode_returns(Replay(continuous_buffer)) == pytest.approx(totals, rel=1e-5)
+    norm = fitted(continuous_buffer, "return_range")
+    scale = 1000.0 / (max(totals) - min(totals))
+    rew = torch.tensor([1.0, -2.0])
+    assert norm(rew).tolist() == pytest.approx([scale, -2.0 * scale], rel=1e-5)
+
+
+def test_standard_rewards_have_mean_0_and_deviation_1(continuous_buffer):
+    norm = fitted(continuous_buffer, "standard")
+    rew = norm(torch.tensor(continuous_buffer.rew, dtype=torch.float32))
+    assert rew.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert rew.std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_minus_one_and_none_need_no_data():
+    rew = torch.tensor([0.0, 1.0])
+    assert RewardNormalizer("minus_one")(rew).tolist() == [-1.0, 0.0]
+    assert RewardNormalizer("none")(rew) is rew
+
+
+@pytest.mark.parametrize("kind", ["return_range", "standard"])
+def test_rewards_that_are_all_the_same_give_one_sentence(kind, continuous_buffer):
+    continuous_buffer._meta.rew[:] = 0.0
+    with pytest.raises(InputError, match=f"expected rewards that differ for reward_norm {kind}"):
+        fitted(continuous_buffer, kind)
+
+
+def test_a_policy_learns_from_normalised_rewards_whichever_way_they_come(
+    continuous_buffer, make_policy
+):
+    """Staged, as a Tianshou batch, and from a buffer that grows: the same rewards, once."""
+    seen: list[torch.Tensor] = []
+    policy = make_policy("iql", actions="continuous", reward_norm="return_range")
+    step = policy.gradient_step
+    policy.gradient_step = lambda batch: (seen.append(batch.rew), step(batch))[1]
+    totals = returns_of(continuous_buffer)
+    scale = 1000.0 / (max(totals) - min(totals))
+    rows = np.arange(4)
+    expected = (scale * continuous_buffer.rew[rows]).tolist()
+    policy.process_buffer(continuous_buffer)
+    policy.learn(policy.process_fn(None, continuous_buffer, rows))
+    policy.learn(continuous_buffer[rows])
+    assert seen[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert seen[1].tolist() == pytest.approx(expected, rel=1e-5)
+    continuous_buffer.add(continuous_buffer[5])  # from now on it grows
+    with training_step(policy):
+        policy.update(buffer=continuous_buffer, sample_size=0)
+    assert sorted(seen[2].tolist()) == pytest.approx(
+        sorted((scale * continuous_buffer.rew).tolist()), rel=1e-5
+    )
+
+
+def test_the_reward_scale_is_saved_with_the_policy(continuous_buffer, make_policy):
+    policy = make_policy("iql", actions="continuous")
+    policy.process_buffer(continuous_buffer)
+    other = make_policy("iql", actions="continuous")
+    other.load_state_dict(policy.state_dict())
+    assert float(other.reward_norm.scale) == float(policy.reward_norm.scale) != 1.0
+    assert bool(other.reward_norm.is_fitted)

@@ -418,3 +418,23 @@ def test_buffer_of_nothing_but_lost_rows_is_refused():
         buffer.add(row)
     with pytest.raises(InputError, match="expected at least one transition with a known successor"):
         Replay(buffer)
+
+
+@pytest.mark.parametrize("stores_next", [True, False])
+def test_next_actions_are_of_the_same_episode_and_rows_without_one_are_left_out(stores_next):
+    episodes = make_episodes(KINDS)
+    buffer = ReplayBuffer(30, ignore_obs_next=not stores_next)
+    for episode in episodes:
+        add(buffer, episode)
+    batch = Replay(buffer, next_act=True).sample(0)
+    found = {float(rew): row for row, rew in enumerate(batch.rew)}
+    expected = []
+    for episode in episodes:
+        last = len(episode) - 1
+        for t, rew in enumerate(episode.rew):
+            if t < last:
+                assert batch.act_next[found[float(rew)]] == episode.act[t + 1]
+            elif episode.end != "terminated":
+                continue  # what was done next is not in the data
+            expected.append(float(rew))
+    assert sorted(found) == sorted(expected)

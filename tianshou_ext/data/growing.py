@@ -72,7 +72,7 @@ class GrowingReplay:
             if filled < self._filled[k]:  # the buffer was reset
                 self._filled[k] = self._inserted[k] = 0
             added = int(inserted - self._inserted[k]) % sub.maxsize
-            if (added == 0 and filled > self._filled[k]) or self._newest_is_gone(k):
+            if not self._filled[k] or self._newest_is_gone(k):  # stage all that is there
                 added, self._filled[k] = filled, 0
                 self._inserted[k] = inserted - filled
             if added:
