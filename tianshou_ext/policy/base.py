@@ -89,10 +89,11 @@ class OfflinePolicy(BasePolicy):
         self.obs_norm = obs_norm
         self.reward_norm = RewardNormalizer(config.reward_norm)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        # Streams of their own: those of neighbouring seeds have nothing in common.
+        states = np.random.SeedSequence(seed).generate_state(3, np.uint64)
         self.generators = {
-            "sample": torch.Generator().manual_seed(seed),
-            "act": torch.Generator().manual_seed(seed + 1),
-            "learn": torch.Generator().manual_seed(seed + 2),
+            name: torch.Generator().manual_seed(int(state >> np.uint64(1)))
+            for name, state in zip(("sample", "act", "learn"), states, strict=True)
         }
         self.num_updates = 0
         self.eps = 0.0
@@ -105,9 +106,7 @@ class OfflinePolicy(BasePolicy):
         self._first_parameter: list[Tensor] = []  # a list, so that it is registered once only
         self._compiled_step: Callable[[Transitions], dict[str, Tensor]] | None = None
         # What was staged: the buffer, its fill state then, and the staged data.
-        self._staged: tuple[ReplayBuffer, tuple[Any, ...], Replay | GrowingReplay | None] | None = (
-            None
-        )
+        self._staged: tuple[ReplayBuffer, tuple[Any, ...], Staged] | None = None
 
     # ---- what a method writes -------------------------------------------------------------
 
