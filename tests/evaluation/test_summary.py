@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,17 @@ def test_a_task_without_reference_scores_has_returns(tmp_path: Path):
     assert summary.groups[0].scores == [-250.0]
     assert "Pendulum-v1" in str(summary)
     assert "(returns)" in str(summary)
+
+
+def test_a_single_seed_needs_no_rliable(tmp_path: Path, monkeypatch):
+    write_run(tmp_path / "0", [0.0, 100.0], **facts(0))
+    monkeypatch.setitem(sys.modules, "rliable", None)
+    assert report([tmp_path]).groups[0].iqm == pytest.approx(
+        float(normalized_score("Hopper-v4", 100))
+    )
+    write_run(tmp_path / "1", [0.0, 100.0], **facts(1))
+    with pytest.raises(InputError, match=r"expected the rliable package .*tianshou_ext\[report\]"):
+        report([tmp_path])
 
 
 def test_numbers_can_be_kept(runs: Path):

@@ -75,7 +75,7 @@ def report(runs: Positional[Sequence[Path]], *, json_out: Path | None = None) ->
 
     :param runs: folders of runs, or folders that hold some.
     :param json_out: write the numbers to this file too.
-    :raises InputError: if there is no run, or rliable is missing.
+    :raises InputError: if there is no run, or several seeds and rliable is missing.
     """
     folders = sorted({path.parent for run in runs for path in Path(run).rglob(PROGRESS)})
     groups: dict[tuple[Any, ...], Group] = {}
@@ -101,7 +101,11 @@ def report(runs: Positional[Sequence[Path]], *, json_out: Path | None = None) ->
             f"that hold a {PROGRESS}"
         )
     for group in groups.values():
-        group.iqm, group.interval = interquartile_mean(group.scores)
+        only = group.scores[0]
+        single = len(group.scores) == 1
+        group.iqm, group.interval = (
+            (only, (only, only)) if single else interquartile_mean(group.scores)
+        )
     summary = Summary([*groups.values()])
     if json_out is not None:
         json_out.write_text(json.dumps([vars(group) for group in summary.groups], indent=1))
