@@ -11,6 +11,7 @@ from tianshou.data import Batch, VectorReplayBuffer
 
 from tianshou_ext.data.growing import DirectReplay, GrowingReplay
 from tianshou_ext.data.mixing import MixedReplay, Mixing
+from tianshou_ext.data.normalize import episode_returns
 from tianshou_ext.data.replay import Replay
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
@@ -184,3 +185,6 @@ def test_returns_of_a_data_set_are_summed_within_episodes_also_in_a_ring():
     batch = replay.sample(0)
     for rew, returns in zip(batch.rew.tolist(), batch.returns.tolist(), strict=True):
         assert returns == sum(range(int(rew), min(37, int(rew) // 10 * 10 + 10)))
+    # An episode over the ring's end is one, and of the oldest only the last rows are left.
+    whole = [sum(range(first, min(37, first + 10))) for first in (20, 30)]
+    assert sorted(episode_returns(replay)) == sorted([sum(range(12, 20)), *whole])

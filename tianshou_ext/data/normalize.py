@@ -165,12 +165,9 @@ def episode_returns(replay: Replay) -> np.ndarray[tuple[int], np.dtype[np.float6
 
     An episode ends where no transition follows; one that the data cut counts as it is.
     """
-    rows = replay.rows
+    episodes = replay.episodes()
+    rows = torch.cat(episodes)
     rew = replay.rew[rows.to(replay.rew.device)].double().cpu().numpy()
-    ends = ~replay.follows[rows].numpy()
-    ends |= (
-        replay.next[rows].numpy() != rows.numpy() + 1
-    )  # a ring's episode that goes on at its start
-    starts = np.concatenate([[0], np.flatnonzero(ends[:-1]) + 1])
+    starts = np.cumsum([0, *(len(episode) for episode in episodes[:-1])])
     returns: np.ndarray[tuple[int], np.dtype[np.float64]] = np.add.reduceat(rew, starts)
     return returns

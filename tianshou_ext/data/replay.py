@@ -304,18 +304,21 @@ class Replay:
         cuts = torch.nonzero(~joined).flatten() + 1
         pieces = list(torch.tensor_split(rows, cuts))
         # An episode that a ring's end cuts goes on in another piece.
-        starts = {int(piece[0]): k for k, piece in enumerate(pieces)}
-        after = {
-            k: starts[int(following[piece[-1]])]
-            for k, piece in enumerate(pieces)
-            if self.follows[piece[-1]]
-        }
+        starts = rows[torch.cat([torch.zeros(1, dtype=torch.int64), cuts])]
+        ends = rows[torch.cat([cuts, torch.tensor([len(rows)])]) - 1]
+        cut = torch.nonzero(self.follows[ends]).flatten()
+        going_on = torch.searchsorted(starts, following[ends[cut]])
+        after = dict(zip(cut.tolist(), going_on.tolist(), strict=True))
+        begun = set(after.values())
         episodes = []
-        for k in sorted(set(range(len(pieces))) - set(after.values())):
-            chain = [k]
-            while chain[-1] in after:
-                chain.append(after[chain[-1]])
-            episodes.append(torch.cat([pieces[j] for j in chain]))
+        for k, piece in enumerate(pieces):
+            if k in begun:
+                continue
+            chain = [piece]
+            while k in after:
+                k = after[k]
+                chain.append(pieces[k])
+            episodes.append(piece if len(chain) == 1 else torch.cat(chain))
         return episodes
 
     def set_returns(self, returns_to_go: Callable[[Array], Array]) -> None:
