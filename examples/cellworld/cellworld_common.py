@@ -14,6 +14,7 @@ import torch
 from tianshou_ext import __version__
 from tianshou_ext.analysis.cellworld import keep_for_report, report
 from tianshou_ext.analysis.divergence import held_out
+from tianshou_ext.data.cellworld_play import LEVELS, level_file, task_of
 from tianshou_ext.data.collect import cache_folder
 from tianshou_ext.data.convert.cellworld import convert
 from tianshou_ext.data.download import fetch
@@ -55,7 +56,15 @@ class OfflineArgs:
     """Destinations: all free cells, or the few from which others come into sight."""
     dataset: str = "mouse"
     """mouse: the recordings in mouse/ of $CELLWORLD_CACHE, or three that are fetched; or a file or
-    folder of recordings; or a converted file, of tianshou-ext convert cellworld."""
+    folder of recordings; or a converted file, of tianshou-ext convert cellworld. planner,
+    planner-noisy, mixed, random: made on first use, as tianshou-ext collect does."""
+    dataset_steps: int = 100_000
+    """Steps of a data set that is made here."""
+    dataset_seed: int = 0
+    """Of its making."""
+    mouse: str = "mouse"
+    """The mice to compare with where the data set is not of mice: recordings or a converted file,
+    as dataset takes them."""
     horizon: int = 1
     """Rows ahead at which the mouse's place is its action, where recordings are converted."""
     held_out: float = 0.2
@@ -129,6 +138,7 @@ def train(args: OfflineArgs, name: str, method: str) -> list[dict[str, float]]:
         **limit,
     }
     env = make_cellworld_env(**env_options, render=args.watch)
+    task = f"cellworld_{args.world}"
     policy = make_policy(
         method,
         env,
@@ -137,26 +147,29 @@ def train(args: OfflineArgs, name: str, method: str) -> list[dict[str, float]]:
         seed=args.seed,
         resume_path=args.resume_path,
     )
-    folder = run_folder(args.logdir, f"cellworld_{args.world}", name, args.seed)
     if args.watch:
-        watch_policy(policy, env, args, folder)
+        watch_policy(policy, env, args, run_folder(args.logdir, task, name, args.seed))
         return []
-    path = data_file(args)
-    training, testing = split_episodes(load_buffer(path), args.held_out, args.split_seed)
+    made, mice = data_files(args)
+    name = f"{name}_{read_provenance(made)['level']}" if made else name
+    folder = run_folder(args.logdir, task, name, args.seed)
+    others, testing = split_episodes(load_buffer(mice), args.held_out, args.split_seed)
+    training = load_buffer(made) if made else others
     for buffer in (training, testing):
         buffer.rew[:] = rewards(buffer, args)
     print(
-        f"data: {len(training):,} transitions to train on and {len(testing):,} held out, of {path}"
+        f"data: {len(training):,} transitions to train on, of {made or mice}, and {len(testing):,} "
+        f"of mice held out, of {mice}"
     )
     about = {
-        "file": path.name,
-        "rows": len(training) + len(testing),
-        "inputs": read_provenance(path).get("inputs"),
-        "horizon": read_provenance(path).get("horizon"),
+        "file": mice.name,
+        "rows": len(others) + len(testing),
+        "inputs": read_provenance(mice).get("inputs"),
+        "horizon": read_provenance(mice).get("horizon"),
         "held_out": args.held_out,
         "split_seed": args.split_seed,
     }
-    keep_for_report(folder, env_options, training, testing, env, about)
+    keep_for_report(folder, env_options, others, testing, env, about)
     test_envs = make_test_envs(env_options, args.test_num, args.seed)
     rows = fit(policy, training, test_envs, args, folder, label=name, dataset=args.dataset)
     last = rows[-1]
@@ -178,14 +191,38 @@ def make_test_envs(env_options: dict[str, Any], num: int, seed: int) -> SeededVe
     return SeededVectorEnv([partial(make_cellworld_env, **env_options, fast=True)] * num, seeds)
 
 
-def data_file(args: OfflineArgs) -> Path:
-    """Return the converted data set, converting recordings into the cache on first use."""
-    source = mouse_folder() if args.dataset == "mouse" else Path(args.dataset).expanduser()
+def data_files(args: OfflineArgs) -> tuple[Path | None, Path]:
+    """Return what was made by planner and chance to train on, if that is asked for, and the mice.
+
+    :raises InputError: if the data set is neither recordings, nor such a file, nor a level.
+    """
+    if args.dataset in LEVELS:
+        if args.task != "BotEvade" or args.actions != "cells":
+            raise InputError(
+                f"expected BotEvade and cells with --dataset {args.dataset}, which is made of "
+                f"these, got {args.task} and {args.actions}; leave --task and --actions out"
+            )
+        steps = SMOKE_STEPS if args.smoke else args.dataset_steps
+        made = level_file(task_of(args.world), args.dataset, steps, seed=args.dataset_seed)
+    else:
+        made = data_file(args.dataset, args)
+        if "level" not in read_provenance(made):
+            return None, made
+    return made, data_file(args.mouse, args)
+
+
+def data_file(dataset: str, args: OfflineArgs) -> Path:
+    """Return the converted data set, converting recordings into the cache on first use.
+
+    :raises InputError: if there is nothing of the name.
+    """
+    source = mouse_folder() if dataset == "mouse" else Path(dataset).expanduser()
     if source.suffix in (".hdf5", ".h5"):
         return source
     if not source.exists():
         raise InputError(
-            f"expected mouse, recordings or a converted file as data set, found nothing at {source}"
+            f"expected mouse, {', '.join(LEVELS)}, recordings or a converted file as data set, "
+            f"found nothing at {source}"
         )
     files = sorted(path for path in source.rglob("*") if path.is_file()) or [source]
     facts = [f"{path.absolute()} {path.stat().st_size}" for path in files]

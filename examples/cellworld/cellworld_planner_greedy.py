@@ -21,7 +21,7 @@ from tianshou.env import DummyVectorEnv
 from tianshou_ext.analysis.rollouts import Player, play, summarise
 from tianshou_ext.checkpoint import atomic_write, save_checkpoint
 from tianshou_ext.cli import launch
-from tianshou_ext.data.cellworld_play import level_file
+from tianshou_ext.data.cellworld_play import level_file, task_of
 from tianshou_ext.data.hdf5 import load_buffer
 from tianshou_ext.data.mixing import Mixing
 from tianshou_ext.data.normalize import ObsNorm
@@ -163,7 +163,7 @@ def main(args: Args) -> list[dict[str, float]]:
     train_envs = DummyVectorEnv([make_env] * args.num_envs)
     test_envs = DummyVectorEnv([make_env] * min(10, args.test_num))
     policy.attach(train_envs, test_envs)
-    task = "cellworld" if args.world == "21_05" else f"cellworld_{args.world}"
+    task = task_of(args.world)
     data = level_file(task, args.start, args.start_steps, seed=args.seed)
     name = f"planner_greedy_{args.agent}_{args.start}"
     folder = run_folder(args.logdir, f"cellworld_{args.world}", name, args.seed)

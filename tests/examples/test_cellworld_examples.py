@@ -116,6 +116,23 @@ def test_the_report_of_three_methods(tmp_path, data, capsys):
     assert "cannot tell policies apart" in page
 
 
+def test_runs_on_made_data_are_compared_with_the_same_mice(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.setenv("TIANSHOU_EXT_CACHE", str(tmp_path / "cache"))
+    run("bc", tmp_path, data)
+    rows = run("bc", tmp_path, "mixed", mouse=str(data))
+    assert [row["step"] for row in rows] == [0, 3]
+    (made,) = (tmp_path / "cache" / "cellworld_data").glob("cellworld_mixed_20_*.hdf5")
+    assert "data: 20 transitions to train on, of " in capsys.readouterr().out
+    run("cql", tmp_path, made, mouse=str(data))  # the file itself is known for what it is
+    assert folder_of("cql_mixed", tmp_path).is_dir()
+    found = report([tmp_path / "log"], episodes=1, fast=True, out=tmp_path / "r", progress=False)
+    policies = found.figures["policies"]
+    assert {"bc", "bc_mixed", "cql_mixed"} < set(policies)
+    assert policies["bc_mixed"]["dataset"] == "mixed"
+    held_out = [load_buffer(folder_of(n, tmp_path) / "held_out.hdf5") for n in ("bc", "bc_mixed")]
+    assert np.array_equal(held_out[0].obs, held_out[1].obs) and len(held_out[0])
+
+
 def test_a_report_at_the_end_and_again_faster_from_the_command_line(tmp_path, data, capsys):
     from tianshou_ext import cli
 
@@ -225,7 +242,9 @@ def test_without_recordings_public_ones_are_fetched_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"dataset": "absent"}, "expected mouse, recordings or a converted file"),
+        ({"dataset": "absent"}, "expected mouse, random, .*, recordings or a converted file"),
+        ({"dataset": "mixed", "actions": "gateways"}, "expected BotEvade and cells with --dataset"),
+        ({"dataset": "mixed", "mouse": "absent"}, "expected mouse, random, .* nothing at absent"),
         ({"dataset": "absent.hdf5"}, "expected a buffer file at absent.hdf5"),
         ({"world": "99_99"}, "expected"),
         ({"held_out": 0.0}, "expected a held-out share between 0 and 1"),

@@ -77,7 +77,8 @@ def keep_for_report(
 
     :param env_options: arguments of ``make_cellworld_env``, as JSON can hold them.
     :param env: made with these; its actions must be discrete.
-    :param about: facts on the data, the same for runs that hold out the same episodes.
+    :param train: the mouse episodes that are not held out.
+    :param about: facts on the mice, the same for runs that hold out the same episodes.
     """
     cells = np.array(env.loader.open_locations)
     settings = {
@@ -194,7 +195,7 @@ def write_page(
         f"transitions, {held['reached_goal']} times the goal, {held['captures']} captures. Played: "
         f"seeds {seeds[0]} to {seeds[1]}, actions {drawn}, weights of a run {weights}."
     )
-    page.text(f"Environment: {env}. Data: {figures['data']}. Versions: {figures['versions']}.")
+    page.text(f"Environment: {env}. Mice: {figures['data']}. Versions: {figures['versions']}.")
     page.heading("How good")
     page.text(QUALITY)
     page.table(*quality_table(figures))
@@ -258,7 +259,7 @@ def _about(player: Player) -> dict[str, Any]:
     if player.kind != "run":
         return {}
     facts = read_facts(Path(player.folder))
-    names = ("method", "config", "seed", "max_epoch", "update_per_epoch", "batch_size")
+    names = ("method", "dataset", "config", "seed", "max_epoch", "update_per_epoch", "batch_size")
     return {"folder": player.folder} | {name: facts.get(name) for name in names}
 
 

@@ -40,6 +40,8 @@ LEVELS: dict[str, tuple[float, ...]] = {
 }
 """Level to shares of random actions."""
 TASK = "cellworld"
+WORLD = "21_05"
+"""World of the task without one in its name."""
 BLOCK = 1024
 """Rows written at once."""
 
@@ -54,7 +56,12 @@ def world_of(task: str) -> str:
     name, _, world = task.partition("_")
     if name != TASK:
         raise InputError(f"expected cellworld or, with a world, cellworld_00_00, got {task!r}")
-    return world or "21_05"
+    return world or WORLD
+
+
+def task_of(world: str) -> str:
+    """Return the task that names a world."""
+    return TASK if world == WORLD else f"{TASK}_{world}"
 
 
 def level_file(
