@@ -16,6 +16,7 @@ pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 
 from tianshou_ext.analysis.cellworld import report
+from tianshou_ext.analysis.cellworld_tables import seeds_table
 from tianshou_ext.analysis.rollouts import Player, play
 from tianshou_ext.data.hdf5 import load_buffer
 from tianshou_ext.data.writer import BufferWriter
@@ -131,6 +132,20 @@ def test_runs_on_made_data_are_compared_with_the_same_mice(tmp_path, data, monke
     assert policies["bc_mixed"]["dataset"] == "mixed"
     held_out = [load_buffer(folder_of(n, tmp_path) / "held_out.hdf5") for n in ("bc", "bc_mixed")]
     assert np.array_equal(held_out[0].obs, held_out[1].obs) and len(held_out[0])
+
+
+def test_seeds_of_a_method_are_also_reported_as_one(tmp_path, data):
+    for seed in (0, 3):
+        run("bc", tmp_path, data, seed=seed)
+    run("iql", tmp_path, data)
+    found = report([tmp_path / "log"], episodes=2, fast=True, out=tmp_path / "r", progress=False)
+    header, rows = seeds_table(found.figures)
+    assert [row[:2] for row in rows] == [["bc", "0, 3"], ["iql", "0"]]
+    nll = [found.figures["policies"][f"bc seed {seed}"]["divergence"]["nll"][0] for seed in (0, 3)]
+    spread = f"{sum(nll) / 2:.2f} ± {abs(nll[0] - nll[1]) / 2:.2f}"
+    assert rows[0][header.index("conditional -log pi")] == spread
+    assert "| bc | 0, 3 |" in str(found)
+    assert "Over seeds" in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_a_report_at_the_end_and_again_faster_from_the_command_line(tmp_path, data, capsys):

@@ -19,9 +19,11 @@ from tianshou_ext.analysis.cellworld_pictures import PICTURES, VALUE_PICTURES
 from tianshou_ext.analysis.cellworld_tables import (
     LIKENESS,
     QUALITY,
+    SEEDS,
     VALUES,
     likeness_table,
     quality_table,
+    seeds_table,
     softmax_note,
     values_table,
 )
@@ -58,7 +60,8 @@ class CellworldReport:
 
     def __str__(self) -> str:
         lines: list[str] = []
-        for header, rows in (quality_table(self.figures), likeness_table(self.figures)):
+        tables = (quality_table(self.figures), likeness_table(self.figures))
+        for header, rows in filter(None, (*tables, seeds_table(self.figures))):
             lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
             lines += [f"| {' | '.join(row)} |" for row in rows]
             lines.append("")
@@ -186,19 +189,24 @@ def write_page(
 
     :param locations: (A, 2) destinations of the actions.
     """
-    env, held, seeds = figures["env"], figures["mouse"]["held_out"], figures["seeds"]
+    env, held, played = figures["env"], figures["mouse"]["held_out"], figures["seeds"]
     drawn = "drawn from the policy" if figures["sampled"] else "the likeliest of the policy"
     weights = "at its best test" if figures["which"] == "best" else "at its end"
     page = Page(f"Cellworld {env.get('world', '')}: how like a mouse, and how good")
     page.text(
         f"Held out: {held['episodes']} pieces of mouse episodes, {held['transitions']:,} "
         f"transitions, {held['reached_goal']} times the goal, {held['captures']} captures. Played: "
-        f"seeds {seeds[0]} to {seeds[1]}, actions {drawn}, weights of a run {weights}."
+        f"seeds {played[0]} to {played[1]}, actions {drawn}, weights of a run {weights}."
     )
     page.text(f"Environment: {env}. Mice: {figures['data']}. Versions: {figures['versions']}.")
     page.heading("How good")
     page.text(QUALITY)
     page.table(*quality_table(figures))
+    seeds = seeds_table(figures)
+    if seeds is not None:
+        page.heading("Over seeds")
+        page.text(SEEDS)
+        page.table(*seeds)
     page.heading("How like a mouse")
     page.text(LIKENESS)
     page.table(*likeness_table(figures))

@@ -6,12 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 __all__ = [
     "LIKENESS",
     "QUALITY",
+    "SEEDS",
     "VALUES",
     "likeness_table",
     "quality_table",
+    "seeds_table",
     "softmax_note",
     "values_table",
 ]
@@ -24,6 +28,7 @@ QUALITY = (
     "Survived: the goal was reached without a capture. Return: -1 a capture, 1 for the goal, "
     "unless the run chose other rewards. A step is 0.25 s."
 )
+SEEDS = "Mean and standard deviation of the runs' own means, one for each seed."
 LIKENESS = (
     "On mouse episodes that no policy was trained on, in nats; 0 is a perfect copy. Marginal KL: "
     "how often each action is taken, mouse against the policy's likeliest action, and against its "
@@ -64,6 +69,29 @@ def quality_table(figures: Mapping[str, Any]) -> Table:
     count = next(iter(figures["policies"].values()))["rollouts"]["episodes"]
     where = "fast" if figures["env"]["fast"] else "exact"
     header = [f"{count} episodes, {where}", "return", "survived", "goal", "captures", "steps"]
+    return header, rows
+
+
+def seeds_table(figures: Mapping[str, Any]) -> Table | None:
+    """Return header and rows of what runs score that differ in their seed only; None without."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for label, policy in figures["policies"].items():
+        if "seed" in policy:
+            name = label.removesuffix(f" seed {policy['seed']}")
+            groups.setdefault(name, []).append(policy)
+    if all(len(group) < 2 for group in groups.values()):
+        return None
+    scores = ("return", "survived", "reached_goal", "captures")
+    header = ["over seeds", "seeds", "return", "survived", "goal", "captures"]
+    header += ["conditional -log pi", "occupancy KL"]
+    rows = []
+    for name, group in groups.items():
+        columns = [[policy["rollouts"][score][0] for policy in group] for score in scores]
+        apart = [policy["divergence"] for policy in group]
+        columns += [[one["nll"][0] for one in apart if "nll" in one]]
+        columns += [[one["occupancy_kl"] for one in apart]]
+        told = [f"{np.mean(c):.2f} ± {np.std(c):.2f}" if c else "-" for c in columns]
+        rows.append([name, ", ".join(str(policy["seed"]) for policy in group), *told])
     return header, rows
 
 
