@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from tianshou_ext.trainer import CHECKPOINT, PROGRESS, describe_run
 AGENTS = {"bc": "bc", "cql": "discrete_cql", "iql": "discrete_iql"}
 HANDED_OVER = 0.8
 """Share of the steps after which the agent acts alone, if nothing else is asked for."""
+TABLE = "survival.csv"
 COLUMNS = (
     "env_step",
     "step",
@@ -125,12 +127,20 @@ class Args:
     """Threads of torch on the CPU; its own choice if left out."""
     on_divergence: OnDivergence = "stop"
     """stop: end a run that has diverged; warn: say so and go on."""
+    compare: tuple[str, ...] = ()
+    """Folders of runs: train nothing, but draw their agents' survival into one picture."""
     smoke: bool = False
     """Finish in seconds: a few steps of everything."""
 
 
 def main(args: Args) -> list[dict[str, float]]:
     """Train, write survival.csv and survival.png, and return a row per test."""
+    if args.compare:
+        picture = Path(args.logdir) / "comparison.png"
+        tables = [read_table(Path(folder)) for folder in args.compare]
+        draw(dict(zip(names(args.compare), tables, strict=True)), picture, args.world)
+        print(picture)
+        return []
     limit: dict[str, Any] = {}
     if args.smoke:
         limit, args.start_steps, args.start_epoch, args.update_per_epoch = (
@@ -189,8 +199,8 @@ def main(args: Args) -> list[dict[str, float]]:
         about={"task": task, "dataset": args.start, "label": name, "seed": args.seed},
     )
     table = survival(folder)
-    write_table(table, folder / "survival.csv")
-    draw(table, folder / "survival.png", f"{name}, {args.world}, seed {args.seed}")
+    write_table(table, folder / TABLE)
+    draw({name: table}, folder / "survival.png", f"{args.world}, seed {args.seed}")
     for row in table:
         print(
             f"after {row['env_step']:7,.0f} steps: the agent alone survives {row['survived']:.2f}, "
@@ -271,9 +281,34 @@ def write_table(table: list[dict[str, float]], path: Path) -> None:
     atomic_write(path, write)
 
 
-def draw(table: list[dict[str, float]], path: Path, title: str) -> None:
+def read_table(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's table.
+
+    :raises InputError: if the folder has none.
+    """
+    path = folder / TABLE
+    if not path.exists():
+        raise InputError(
+            f"expected a run that has ended in {folder}, found no {TABLE}; train it, or leave it "
+            "out of --compare"
+        )
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def names(folders: Sequence[str]) -> list[str]:
+    """Return the parts of the paths in which they differ."""
+    parts = [Path(folder).parts for folder in folders]
+    if len(set(folders)) < 2 or len({len(one) for one in parts}) > 1:
+        return [*folders]
+    differ = [k for k, found in enumerate(zip(*parts, strict=True)) if len(set(found)) > 1]
+    return [" ".join(one[k] for k in differ) for one in parts]
+
+
+def draw(runs: dict[str, list[dict[str, float]]], path: Path, title: str) -> None:
     """Draw survival and the planner's rate against environment steps, from the last offline test.
 
+    :param runs: name to table.
     :raises InputError: if matplotlib is missing.
     """
     try:
@@ -283,17 +318,20 @@ def draw(table: list[dict[str, float]], path: Path, title: str) -> None:
         raise InputError(
             'expected matplotlib for the plot, found none; pip install "tianshou_ext[cli]"'
         ) from error
-    offline = [row for row in table if not row["env_step"]]
-    shown = offline[-1:] + [row for row in table if row["env_step"]]
-    steps = np.array([row["env_step"] for row in shown])
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    survived = [row["survived"] for row in shown]
-    axes.plot(steps, survived, marker="o", markersize=3, label="survival of the agent alone")
-    rates = [row["planner_rate"] for row in shown]
-    axes.plot(steps, rates, linestyle="--", color="grey", label="planner's rate")
+    for name, table in runs.items():
+        offline = [row for row in table if not row["env_step"]]
+        shown = offline[-1:] + [row for row in table if row["env_step"]]
+        steps = np.array([row["env_step"] for row in shown])
+        survived = [row["survived"] for row in shown]
+        (line,) = axes.plot(steps, survived, marker="o", markersize=3, label=name)
+        rates = [row["planner_rate"] for row in shown]
+        axes.plot(steps, rates, linestyle="--", linewidth=1, color=line.get_color(), alpha=0.6)
+    axes.plot([], [], linestyle="--", linewidth=1, color="grey", label="the planner's rate")
     axes.set_xlabel("environment steps, after the data set")
+    axes.set_ylabel("survival of the agent alone")
     axes.set_ylim(-0.02, 1.02)
     axes.set_title(title)
     axes.grid(alpha=0.3)

@@ -62,6 +62,19 @@ def test_a_run_leaves_a_table_a_plot_and_an_agent_of_its_own(agent, options, tmp
     assert "the agent alone survives" in capsys.readouterr().out
 
 
+def test_runs_are_compared_in_one_picture_and_named_by_what_differs(tmp_path):
+    module = importlib.import_module("cellworld_planner_greedy")
+    for kind in ("linear", "exponential"):
+        run(tmp_path / kind, agent="bc", schedule=kind)
+    folders = tuple(map(str, sorted(tmp_path.glob("*/*/*/0"))))
+    assert module.names(folders) == ["exponential", "linear"]
+    assert module.names(folders[:1]) == [folders[0]]
+    assert module.main(module.Args(compare=folders, logdir=str(tmp_path))) == []
+    assert (tmp_path / "comparison.png").stat().st_size > 5000
+    with pytest.raises(InputError, match=r"expected a run that has ended in absent, found no"):
+        module.main(module.Args(compare=("absent",), logdir=str(tmp_path)))
+
+
 def test_a_finished_run_is_not_played_again(tmp_path, capsys):
     first = run(tmp_path, agent="bc")
     (folder,) = tmp_path.glob("*/*/0")
