@@ -13,7 +13,7 @@ import torch
 from tianshou.data import Batch, VectorReplayBuffer
 from tianshou.env import DummyVectorEnv
 
-from tianshou_ext import online
+from tianshou_ext import acting
 from tianshou_ext.checkpoint import save_checkpoint
 from tianshou_ext.data.online_buffer import cut_episodes, restore_rows, save_rows
 from tianshou_ext.errors import InputError
@@ -111,7 +111,7 @@ def test_a_run_killed_between_its_buffer_and_its_checkpoint_resumes(tmp_path: Pa
 def test_steps_updates_and_the_cuts_between_epochs_are_as_asked(tmp_path: Path, monkeypatch):
     kept: list[ReplayBuffer] = []
     cut = cut_episodes
-    monkeypatch.setattr(online, "cut_episodes", lambda b: (kept.append(b), cut(b)))
+    monkeypatch.setattr(acting, "cut_episodes", lambda b: (kept.append(b), cut(b)))
     epochs: list[int] = []
     policy = build()
     options = {"update_per_step": 0.5, "step_per_collect": 2}
@@ -133,7 +133,7 @@ def test_the_first_steps_are_random_and_the_others_the_policys(monkeypatch):
     acts = []
     for seed in (0, 1):
         kept: list[ReplayBuffer] = []
-        monkeypatch.setattr(online, "cut_episodes", kept.append)
+        monkeypatch.setattr(acting, "cut_episodes", kept.append)
         rows = train(build(seed), max_epoch=1)
         assert [row["step"] for row in rows] == [0, 60]
         acts.append(kept[0].act[:80].copy())
