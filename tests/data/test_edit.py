@@ -49,19 +49,29 @@ def episodes(seed: int = 0, obs_dtype: Any = np.float32) -> dict[str, Any]:
     }
 
 
+def origins(seed: int = 0) -> dict[str, Any]:
+    """Info of every row, flat and nested, from which the row can be told."""
+    rows = np.arange(ROWS, dtype=np.int32)
+    return {
+        "row": rows,
+        "of": {"seed": np.full(ROWS, seed, np.uint8), "at": rows[:, None] * [1, 2]},
+    }
+
+
 def write(path: Path, columns: dict[str, Any], **options: Any) -> Path:
     with BufferWriter(path, len(columns["rew"]), **options) as writer:
         writer.append(**columns)
     return path
 
 
-def frames(path: Path, **options: Any) -> Path:
+def frames(path: Path, info: Any = None, **options: Any) -> Path:
     """The same episodes, of frames; the last row of a truncated one is no transition."""
     columns = episodes()
     del columns["obs_next"]
     columns["obs"] = np.arange(ROWS, dtype=np.uint8)[:, None, None] * np.ones((6, 6), np.uint8)
     columns["act"] = np.arange(ROWS) % 4
     columns["rew"][columns["truncated"]] = 0
+    columns |= {} if info is None else {"info": info}
     return write(path, columns, stack_num=4, save_obs_next=False, **options)
 
 
@@ -75,6 +85,13 @@ def read(path: Path) -> dict[str, Any]:
     ends = own.terminated | own.truncated
     assert ends[-1] and np.array_equal(own.done, ends)
     return columns
+
+
+def info_of(path: Path) -> Any:
+    """Return the info as Tianshou itself reads it, having checked that our reader agrees."""
+    own, theirs = load_buffer(path).info, ReplayBuffer.load_hdf5(str(path)).info
+    assert str(own) == str(theirs)
+    return theirs
 
 
 def number_of(columns: dict[str, Any], source: dict[str, Any]) -> np.ndarray[Any, Any]:
@@ -104,6 +121,52 @@ def test_merged_files_stand_behind_one_another(tmp_path: Path):
     assert [parent["file"] for parent in recorded["made_from"]] == ["a", "b"]
     assert recorded["inputs"]["files"] == 2 and recorded["ordered"] is True
     json.dumps(recorded)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_where_a_row_came_from_is_known_in_an_edited_file(compression: Any, tmp_path: Path):
+    columns = episodes()
+    made = [tmp_path / name for name in ("most", "rest", "few", "top", "changed")]
+    path = write(tmp_path / "a", {**columns, "info": origins()}, compression=compression)
+    how: dict[str, Any] = {**QUIET, "compression": compression}
+    split(path, at=(0.7,), out=(made[0], made[1]), **how)
+    subsample(path, out=made[2], transitions=0.3, **how)
+    subsample(path, out=made[3], top=0.3, **how)
+    relabel(path, out=made[4], reward_shift=1, **how)
+    for one in made:
+        info = info_of(one)
+        assert np.array_equal(info.row, number_of(read(one), columns)), one
+        assert info.row.dtype == np.int32 and info.of.seed.dtype == np.uint8
+        assert np.array_equal(info["of"]["at"], info.row[:, None] * [1, 2])
+    reports = [merge(made[:2], out=tmp_path / "whole", **how)]
+    assert sorted(info_of(tmp_path / "whole").row.tolist()) == list(range(ROWS))
+    reports += [merge([path, path], out=tmp_path / "twice", **how)]
+    assert info_of(tmp_path / "twice").row.tolist() == [*range(ROWS)] * 2
+    assert not any(report.notes for report in reports)
+
+
+def test_frames_keep_their_info(tmp_path: Path):
+    source = frames(tmp_path / "a", info=origins())
+    subsample(source, out=tmp_path / "s", episodes=4, **QUIET)
+    assert np.array_equal(info_of(tmp_path / "s").row, read(tmp_path / "s")["obs"][:, 0, 0])
+
+
+def test_merging_says_which_info_the_files_do_not_share(tmp_path: Path):
+    columns, first, second = episodes(), origins(1), origins(2)
+    first["only"], second["row"] = first["row"], second["row"].astype(np.int64)
+    del second["of"]["at"]
+    paths = [
+        write(tmp_path / name, {**columns, "info": info})
+        for name, info in (("a", first), ("b", second))
+    ]
+    report = merge(paths, out=tmp_path / "out", **QUIET)
+    info = info_of(tmp_path / "out")
+    assert list(info.keys()) == ["of"] and list(info["of"].keys()) == ["seed"]
+    assert info["of"].seed.tolist() == [1] * ROWS + [2] * ROWS
+    noted = ["info that not all files have alike left out: info/of/at, info/only, info/row"]
+    assert report.notes == noted == read_provenance(tmp_path / "out")["notes"]
+    report = merge([paths[0], write(tmp_path / "c", columns)], out=tmp_path / "out", **QUIET)
+    assert not info_of(tmp_path / "out").keys() and "info/of/seed" in str(report)
 
 
 def test_files_that_differ_are_not_merged(tmp_path: Path):
@@ -396,3 +459,20 @@ def test_a_file_of_tianshou_is_edited(tmp_path: Path):
     assert np.array_equal(part["rew"], [*range(5, 17)] * 2)  # oldest first
     assert np.nonzero(part["truncated"])[0].tolist() == [11, 23]
     assert np.nonzero(part["terminated"])[0].tolist() == [4, 16]
+
+
+def test_texts_in_the_info_of_a_file_of_tianshou_are_left_out_and_named(tmp_path: Path):
+    from tianshou.data import Batch
+
+    buffer = ReplayBuffer(12)
+    for k in range(17):
+        info = {"number": k, "of": {"name": f"player {k}"}, "thing": {k}}
+        row = {"obs": np.zeros(1), "obs_next": np.zeros(1), "act": 0, "rew": 0.0}
+        buffer.add(Batch(**row, terminated=k % 5 == 4, truncated=False, info=info))
+    buffer.save_hdf5(str(tmp_path / "a"))
+    report = relabel(tmp_path / "a", out=tmp_path / "b", reward_shift=1, **QUIET)
+    info = info_of(tmp_path / "b")
+    assert list(info.keys()) == ["number"] and info.number.tolist() == [
+        *range(5, 17)
+    ]  # oldest first
+    assert report.notes == ["info that is no array of numbers left out: info/of/name, info/thing"]

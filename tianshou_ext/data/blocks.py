@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -82,6 +82,11 @@ class BufferFile:
         """Filled rows."""
         self._columns: dict[str, h5py.Dataset] = {}
         self._find_columns(file["_meta"], "")
+        self._info: dict[str, h5py.Dataset] = {}
+        self.unread_info: list[str] = []
+        """Paths in ``info`` of what cannot be read: pickled objects, texts."""
+        if "info" in file["_meta"]:
+            self._find_info(file["_meta"]["info"], "info", int(attrs["maxsize"]))
         self.shared_frames = FRAMES in self._columns
         self.save_obs_next = self.shared_frames or (
             not options.get("ignore_obs_next", False)
@@ -160,6 +165,21 @@ class BufferFile:
             else:
                 self._columns[path] = item
 
+    def _find_info(self, item: Any, path: str, size: int) -> None:
+        if isinstance(item, h5py.Group):
+            for key, part in item.items():
+                self._find_info(part, f"{path}/{key}", size)
+        elif (
+            path != "info"
+            and isinstance(item, h5py.Dataset)
+            and item.attrs.get("__data_type__") in PLAIN
+            and item.dtype.kind in "biuf"
+            and (item.shape or ())[:1] == (size,)
+        ):
+            self._info[path] = item
+        else:
+            self.unread_info.append(path)
+
     def _check_columns(self, size: int) -> None:
         found = {path.split("/")[0] for path in self._columns}
         needed = {"act", "rew", *FLAGS} | ({FRAMES} if self.shared_frames else {"obs"})
@@ -211,6 +231,11 @@ class BufferFile:
         """Shape of a row and number type of each column but rewards and flags, by path."""
         return {path: (c.shape[1:], str(c.dtype)) for path, c in sorted(self._columns.items())}
 
+    @property
+    def info_specs(self) -> dict[str, Spec]:
+        """Shape of a row and number type of each column of ``info``, by path: ``info/source``."""
+        return {path: (c.shape[1:], str(c.dtype)) for path, c in sorted(self._info.items())}
+
     def _read(self, column: h5py.Dataset, start: int, stop: int) -> Array:
         parts, before = [], 0
         try:
@@ -230,11 +255,19 @@ class BufferFile:
 
         Where frames are shared, ``frames`` (K, S+1, ...) takes the place of obs and obs_next.
         """
+        wanted = {k: c for k, c in self._columns.items() if not names or k.split("/")[0] in names}
+        return self._read_nested(wanted, start, stop)
+
+    def read_info(self, start: int, stop: int, paths: Iterable[str]) -> dict[str, Any]:
+        """Return rows ``start`` to ``stop`` of columns of ``info``, below that key; {} of none."""
+        return self._read_nested({path: self._info[path] for path in paths}, start, stop)
+
+    def _read_nested(
+        self, columns: Mapping[str, h5py.Dataset], start: int, stop: int
+    ) -> dict[str, Any]:
         nested: dict[str, Any] = {}
-        for path, column in self._columns.items():
+        for path, column in columns.items():
             *groups, name = path.split("/")
-            if names and (groups or [name])[0] not in names:
-                continue
             place = nested
             for group in groups:
                 place = place.setdefault(group, {})
@@ -243,7 +276,8 @@ class BufferFile:
 
     def block_rows(self) -> int:
         """Return how many rows make a block of some 32 MB."""
-        row = sum(int(np.prod(c.shape[1:]) * c.dtype.itemsize) for c in self._columns.values())
+        columns = (*self._columns.values(), *self._info.values())
+        row = sum(int(np.prod(c.shape[1:]) * c.dtype.itemsize) for c in columns)
         return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, row)))
 
     def blocks(self) -> Iterator[tuple[int, int]]:

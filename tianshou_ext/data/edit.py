@@ -1,9 +1,9 @@
 """Merge, split, subsample and relabel buffer files, in constant memory.
 
 Every command reads blocks of rows and writes a new file, keeping what the source is: nested
-observations, frames stored once a step or shared, ``stack_num``. No episode is ever cut without
-its last row being marked: one that a file leaves unfinished becomes truncated, and so does a row
-whose successor was not taken along. The provenance of the sources is kept in ``made_from``.
+observations, frames stored once a step or shared, ``stack_num``, ``info``. No episode is ever cut
+without its last row being marked: one that a file leaves unfinished becomes truncated, and so does
+a row whose successor was not taken along. The provenance of the sources is kept in ``made_from``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Rows:
     start: int
     stop: int
     columns: dict[str, Any]
-    """act, rew, terminated, truncated and obs, obs_next or frames; all (K, ...)."""
+    """act, rew, terminated, truncated and obs, obs_next, frames or info; all (K, ...)."""
 
 
 def merge(
@@ -50,6 +50,8 @@ def merge(
     progress: bool = True,
 ) -> Report:
     """Put buffer files behind one another.
+
+    Of ``info``, the columns are kept that all files have alike; the notes name the others.
 
     :param files: two or more, with observations and actions of the same shapes and types.
     :param out: the file to make.
@@ -63,12 +65,13 @@ def merge(
         sources = [stack.enter_context(BufferFile(file)) for file in files]
         for source in sources[1:]:
             _check_alike(sources[0], source)
+        info = _common_info(sources)
         return _write(
             "merge",
             sources,
             out,
             sum(source.rows for source in sources),
-            (rows for source in sources for rows in _all_rows(source)),
+            (rows for source in sources for rows in _all_rows(source, info)),
             {},
             compression=compression,
             progress=progress,
@@ -254,7 +257,7 @@ def relabel(
         act_change = _ActNoise(source, act_noise, clip_actions, seed) if act_noise else None
 
         def changed() -> Iterator[_Rows]:
-            for rows in _all_rows(source):
+            for rows in _all_rows(source, source.info_specs):
                 usable = source.transitions[rows.start : rows.stop]
                 reward = rows.columns["rew"].astype(np.float64) * reward_scale + reward_shift
                 if reward_clip is not None:
@@ -384,12 +387,31 @@ def _rows_of(source: BufferFile, episodes: Array) -> Array:
     return np.repeat(chosen, stops - starts)
 
 
-def _all_rows(source: BufferFile) -> Iterator[_Rows]:
-    return _chosen_rows(source, np.ones(source.rows, np.bool_))
+def _common_info(sources: Sequence[BufferFile]) -> list[str]:
+    """Return the columns of ``info`` that all files have, with the same shape and type."""
+    first, *others = [source.info_specs for source in sources]
+    return [path for path, spec in first.items() if all(o.get(path) == spec for o in others)]
 
 
-def _chosen_rows(source: BufferFile, kept: Array) -> Iterator[_Rows]:
-    """Yield the kept rows block by block; where what follows is left out, truncated."""
+def _info_notes(sources: Sequence[BufferFile]) -> Iterator[str]:
+    """Name the columns of ``info`` that are left out."""
+    unread = {path for source in sources for path in source.unread_info}
+    if unread:
+        yield f"info that is no array of numbers left out: {', '.join(sorted(unread))}"
+    differ = {path for source in sources for path in source.info_specs} - {*_common_info(sources)}
+    if differ:
+        yield f"info that not all files have alike left out: {', '.join(sorted(differ))}"
+
+
+def _all_rows(source: BufferFile, info: Iterable[str]) -> Iterator[_Rows]:
+    return _chosen_rows(source, np.ones(source.rows, np.bool_), info)
+
+
+def _chosen_rows(source: BufferFile, kept: Array, info: Iterable[str]) -> Iterator[_Rows]:
+    """Yield the kept rows block by block; where what follows is left out, truncated.
+
+    :param info: which columns of it to take along.
+    """
     unmarked = source.ends & ~(source.terminated | source.truncated)
     followed = np.append(kept[1:], False) | source.ends
     truncated = source.truncated | unmarked | (~followed & ~source.terminated)
@@ -400,6 +422,7 @@ def _chosen_rows(source: BufferFile, kept: Array) -> Iterator[_Rows]:
         start, stop, rows = start + rows[0], start + rows[-1] + 1, rows - rows[0]
         columns = {
             **source.read(start, stop),
+            **source.read_info(start, stop, info),
             "rew": source.rew[start:stop],
             "terminated": source.terminated[start:stop],
             "truncated": truncated[start:stop],
@@ -422,7 +445,7 @@ def _write_chosen(
     notes: Sequence[str],
     **how: Any,
 ) -> Report:
-    blocks = _chosen_rows(source, kept)
+    blocks = _chosen_rows(source, kept, source.info_specs)
     return _write(command, [source], out, int(kept.sum()), blocks, options, notes, **how)
 
 
@@ -444,7 +467,8 @@ def _write(
     check_target(out, [source.path for source in sources])
     if size == 0:
         raise InputError(f"expected rows in {first.path}, got an empty buffer")
-    report = Report(command, out, notes=list(notes))
+    notes = [*notes, *_info_notes(sources)]
+    report = Report(command, out, notes=notes)
     ordered = all(source.ordered for source in sources)
     writer = BufferWriter(
         out,
