@@ -31,7 +31,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "merge": "tianshou_ext.data.edit:merge",
     "split": "tianshou_ext.data.edit:split",
     "subsample": "tianshou_ext.data.edit:subsample",
-    "relabel": "tianshou_ext.data.edit:relabel",
+    "relabel": "tianshou_ext.data.relabel:relabel",
     "report": {
         "cellworld": "tianshou_ext.analysis.cellworld:report",
         "runs": "tianshou_ext.evaluation.summary:report",

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tianshou_ext.data import blocks
-from tianshou_ext.data.edit import merge, relabel, split, subsample
+from tianshou_ext.data.edit import merge, split, subsample
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
 from tianshou_ext.data.inspect import inspect
+from tianshou_ext.data.relabel import relabel
 from tianshou_ext.data.replay import Replay
 from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.errors import InputError

@@ -1,0 +1,184 @@
+"""Change the rewards of a buffer file, or add noise to its observations or actions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tianshou_ext.data.blocks import BufferFile, mapped_leaves
+from tianshou_ext.data.convert.common import Report
+from tianshou_ext.data.rewrite import Rows, check_seed, rewrite
+from tianshou_ext.data.writer import Compression, flat_columns
+from tianshou_ext.errors import InputError
+
+__all__ = ["relabel"]
+
+Array = np.ndarray[Any, Any]
+LARGEST = 1e30  # number in an option of relabel; rewards must stay within float32
+
+
+def relabel(
+    file: Path,
+    /,
+    *,
+    out: Path,
+    reward_scale: float = 1.0,
+    reward_shift: float = 0.0,
+    reward_clip: tuple[float, float] | None = None,
+    obs_noise: float = 0.0,
+    act_noise: float = 0.0,
+    clip_actions: bool = False,
+    seed: int = 0,
+    compression: Compression = "none",
+    progress: bool = True,
+) -> Report:
+    """Change rewards, or add noise to observations or actions.
+
+    A reward becomes clip(scale * reward + shift). Rows that are no transitions (the final
+    observation of a truncated episode) keep reward and action.
+
+    :param file: the buffer file.
+    :param out: the file to make.
+    :param reward_scale: factor of the rewards.
+    :param reward_shift: added to the scaled rewards.
+    :param reward_clip: lowest and highest reward, applied last.
+    :param obs_noise: standard deviation of Gaussian noise on observations, in their units. A next
+        observation gets the noise of the row it belongs to, so both still agree.
+    :param act_noise: standard deviation of Gaussian noise on actions, in their units.
+    :param clip_actions: keep noisy actions within the range recorded for each dimension.
+    :param seed: of the noise.
+    :param compression: none can be mapped instead of read; gzip, zstd save disk.
+    :param progress: show progress bars.
+    :raises InputError: if nothing would change, or noise is asked for on whole numbers.
+    """
+    check_seed(seed)
+    numbers = [reward_scale, reward_shift, obs_noise, act_noise, *(reward_clip or ())]
+    if not all(abs(number) <= LARGEST for number in numbers):
+        raise InputError(f"expected finite numbers of at most {LARGEST:g}, got {numbers}")
+    if min(obs_noise, act_noise) < 0:
+        raise InputError(f"expected noise of 0 or more, got {min(obs_noise, act_noise)}")
+    if reward_clip is not None and reward_clip[0] >= reward_clip[1]:
+        raise InputError(f"expected reward_clip as LOW HIGH, got {reward_clip}")
+    if clip_actions and not act_noise:
+        raise InputError("expected --act-noise with --clip-actions, got none")
+    if (reward_scale, reward_shift, reward_clip, obs_noise, act_noise) == (1, 0, None, 0, 0):
+        raise InputError("expected something to change, got no option that does")
+    options = {
+        "reward_scale": reward_scale,
+        "reward_shift": reward_shift,
+        "reward_clip": None if reward_clip is None else list(reward_clip),
+        "obs_noise": obs_noise,
+        "act_noise": act_noise,
+        "clip_actions": clip_actions,
+        "seed": seed,
+    }
+    with BufferFile(file) as source:
+        _check_noise(source, obs_noise, act_noise)
+        obs_change = _ObsNoise(source, obs_noise, seed) if obs_noise else None
+        act_change = _ActNoise(source, act_noise, clip_actions, seed) if act_noise else None
+
+        def change(rows: Rows) -> None:
+            usable = source.transitions[rows.start : rows.stop]
+            reward = rows.columns["rew"].astype(np.float64) * reward_scale + reward_shift
+            if reward_clip is not None:
+                reward = np.clip(reward, *reward_clip)
+            rows.columns["rew"] = np.where(usable, reward, rows.columns["rew"])
+            if obs_change is not None:
+                obs_change.apply(rows)
+            if act_change is not None:
+                act_change.apply(rows, usable)
+
+        return rewrite(
+            "relabel",
+            [source],
+            out,
+            {key: value for key, value in options.items() if value not in (None, False)},
+            change=change,
+            compression=compression,
+            progress=progress,
+        )
+
+
+def _check_noise(source: BufferFile, obs_noise: float, act_noise: float) -> None:
+    for noise, names in ((obs_noise, ("obs", "obs_next", "frames")), (act_noise, ("act",))):
+        for path, (_, dtype) in source.specs.items():
+            if noise and path.split("/")[0] in names and np.dtype(dtype).kind != "f":
+                raise InputError(
+                    f"expected floats to add noise to, got {path} of {dtype} in {source.path}; "
+                    "leave the noise out"
+                )
+
+
+class _ObsNoise:
+    """Adds noise to observations; the same to a row and to the next observation before it."""
+
+    def __init__(self, source: BufferFile, std: float, seed: int) -> None:
+        self.source, self.std = source, std
+        paths = [path for path in source.specs if path.split("/")[0] == "obs"]
+        seeds = np.random.SeedSequence(seed).spawn(2 * len(paths))
+        draws = [np.random.default_rng(one) for one in seeds]
+        self._of_rows = dict(zip(paths, draws[::2], strict=True))
+        self._of_ends = dict(zip(paths, draws[1::2], strict=True))
+        self._upcoming: dict[str, Array] = {}  # noise of the row after the block, (1, ...)
+
+    def apply(self, rows: Rows) -> None:
+        """Change ``rows``, which must come block by block."""
+        following: dict[str, Array] = {}
+        ends = self.source.ends[rows.start : rows.stop]
+
+        def on_obs(path: str, values: Array) -> Array:
+            shape = values.shape[1:]
+            if path not in self._upcoming:
+                self._upcoming[path] = self._of_rows[path].normal(0, self.std, (1, *shape))
+            fresh = self._of_rows[path].normal(0, self.std, values.shape)
+            noise = np.concatenate([self._upcoming[path], fresh])
+            self._upcoming[path] = noise[-1:]
+            following[path] = noise[1:].copy()
+            after_ends = self._of_ends[path].normal(0, self.std, (int(ends.sum()), *shape))
+            following[path][ends] = after_ends
+            noisy: Array = values + noise[:-1].astype(values.dtype)
+            return noisy
+
+        def on_obs_next(path: str, values: Array) -> Array:
+            noise = following[path.replace("obs_next", "obs", 1)]
+            noisy: Array = values + noise.astype(values.dtype)
+            return noisy
+
+        rows.columns["obs"] = mapped_leaves(on_obs, rows.columns["obs"], "obs")
+        if "obs_next" in rows.columns:
+            rows.columns["obs_next"] = mapped_leaves(
+                on_obs_next, rows.columns["obs_next"], "obs_next"
+            )
+
+
+class _ActNoise:
+    """Adds noise to actions."""
+
+    def __init__(self, source: BufferFile, std: float, clip: bool, seed: int) -> None:
+        self.std = std
+        self._draw = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1 << 16,)))
+        self._low: dict[str, Array] = {}
+        self._high: dict[str, Array] = {}
+        if clip:
+            for start, stop in source.blocks():
+                usable = source.transitions[start:stop]
+                for path, values in flat_columns(source.read(start, stop, "act")).items():
+                    if usable.any():
+                        low, high = values[usable].min(0), values[usable].max(0)
+                        self._low[path] = np.minimum(self._low.get(path, low), low)
+                        self._high[path] = np.maximum(self._high.get(path, high), high)
+
+    def apply(self, rows: Rows, usable: Array) -> None:
+        """Change those of ``rows`` that are transitions."""
+
+        def noisy(path: str, values: Array) -> Array:
+            noise = self._draw.normal(0, self.std, values.shape)
+            changed: Array = values + noise.astype(values.dtype)
+            if path in self._low:
+                changed = np.clip(changed, self._low[path], self._high[path])
+            changed[~usable] = values[~usable]
+            return changed
+
+        rows.columns["act"] = mapped_leaves(noisy, rows.columns["act"], "act")
