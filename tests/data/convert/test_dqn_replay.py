@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tianshou_ext.data.convert import dqn_replay
+from tianshou_ext.data.convert import dqn_replay_plan
 from tianshou_ext.data.convert.dqn_replay import convert
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
 from tianshou_ext.data.replay import Replay
@@ -129,7 +129,7 @@ def last_only(count: int) -> Any:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: Any) -> None:
-    monkeypatch.setattr(dqn_replay, "BLOCK_BYTES", 7 * SIDE * SIDE)
+    monkeypatch.setattr(dqn_replay_plan, "BLOCK_BYTES", 7 * SIDE * SIDE)
 
 
 @pytest.mark.parametrize("seed", range(6))
