@@ -17,8 +17,9 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten as gymnasium_flatten
 from tianshou.data import Batch
 
-from tianshou_ext.data.convert import minari
 from tianshou_ext.data.convert.minari import convert
+from tianshou_ext.data.convert.minari_episodes import read_episode
+from tianshou_ext.data.convert.minari_files import open_dataset
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
@@ -245,8 +246,8 @@ def test_episodes_go_by_number(tmp_path: Path):
 
 
 def test_an_episode_can_be_read_in_another_process(tmp_path: Path):
-    source = minari._open(write(tmp_path / "d", [episode(3)]))
-    read = pickle.loads(pickle.dumps(partial(minari._episode, source, True)))
+    source = open_dataset(write(tmp_path / "d", [episode(3)]))
+    read = pickle.loads(pickle.dumps(partial(read_episode, source, True)))
     assert isinstance(read(0)[0], dict) and read(0)[1] == []
 
 
