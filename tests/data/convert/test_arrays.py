@@ -190,7 +190,7 @@ def test_small_blocks_give_the_same(
     src = as_npy(table, tmp_path)
     one = run(src, tmp_path, **options)
     for rows in (1, 2, 5):
-        monkeypatch.setattr("tianshou_ext.data.convert.arrays.BLOCK_ROWS", rows)
+        monkeypatch.setattr("tianshou_ext.data.convert.arrays_episodes.BLOCK_ROWS", rows)
         convert(src, tmp_path / "c.hdf5", progress=False, **options)
         two = load_buffer(tmp_path / "c.hdf5")
         for key in ("obs", "act", "rew", "terminated", "truncated", "obs_next"):

@@ -1,0 +1,228 @@
+"""Read files of arrays by name: .npz, .npy, .csv, .parquet, HDF5 and pickles of numpy arrays.
+
+Arrays in .npy files and uncompressed .npz are mapped and HDF5 is read in slices, so such a source
+may be larger than memory; the other kinds are read whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from tianshou_ext.data.convert.unpickle import load_arrays
+from tianshou_ext.errors import InputError
+
+__all__ = ["DAMAGE", "Columns", "Format", "read_tables"]
+
+Format = Literal["auto", "npz", "npy", "csv", "parquet", "hdf5", "pickle"]
+Array = np.ndarray[Any, Any]
+Columns = dict[str, Any]
+"""By name: something with shape, dtype and slices of rows."""
+SUFFIXES: dict[str, Format] = {
+    ".npz": "npz",
+    ".npy": "npy",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".hdf5": "hdf5",
+    ".h5": "hdf5",
+    ".pkl": "pickle",
+    ".pickle": "pickle",
+}
+MAX_RATIO = 4096  # bytes of an HDF5 array per byte of its file; deflate reaches 1032
+DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError),
+    *(EOFError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile),
+)
+"""What h5py, numpy, pandas and zipfile raise for damaged files."""
+
+
+def read_tables(
+    src: Path, kind: Format, opened: contextlib.ExitStack
+) -> tuple[list[Columns], list[Path], bool]:
+    """Return the tables of a source, its files, and whether a table is a trajectory.
+
+    :param opened: keeps the file open that columns are read from later.
+    :raises InputError: if the source is missing, damaged or of another kind.
+    """
+    if not src.exists():
+        raise InputError(f"expected arrays at {src}, found nothing; check the path")
+    if kind == "auto":
+        kind = "npy" if src.is_dir() else SUFFIXES.get(src.suffix.lower(), "auto")
+    if kind == "auto":
+        raise InputError(
+            f"expected a folder of .npy files or one of {', '.join(SUFFIXES)}, got {src.name}; "
+            "pass --format if it is one under another name"
+        )
+    if src.is_dir() != (kind == "npy"):
+        wanted = "a folder of .npy files" if kind == "npy" else f"a {kind} file"
+        raise InputError(
+            f"expected {wanted} at {src}, got a {'folder' if src.is_dir() else 'file'}; give the "
+            "right path or --format"
+        )
+    files = sorted(src.glob("*.npy")) if kind == "npy" else [src]
+    listed = False
+    try:
+        if kind == "pickle":
+            tables, listed = _from_pickle(src)
+        elif kind == "npy":
+            tables = [{file.stem: _npy(file, 0) for file in files}]
+        elif kind == "npz":
+            tables = [_from_npz(src)]
+        elif kind == "hdf5":
+            tables = [_from_hdf5(src, opened)]
+        else:
+            tables = [_from_table(src, kind)]
+    except InputError:
+        raise
+    except DAMAGE as error:
+        what = " ".join(str(error).split())[:150] or type(error).__name__
+        raise InputError(
+            f"expected {kind} in {src}, got what cannot be read as that ({what}); it is foreign or "
+            "damaged, make or copy it again"
+        ) from error
+    tables = [{key: v for key, v in table.items() if v.shape} for table in tables]
+    if not tables or not any(tables):
+        raise InputError(f"expected arrays with a row per step in {src}, found none")
+    return tables, files, listed
+
+
+def _npy(path: Path, offset: int) -> Array:
+    """Map the array that starts at a byte of a file."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        shape, fortran, dtype = _npy_header(path, file)
+        start = file.tell()
+    needed = math.prod(shape) * dtype.itemsize
+    if start + needed > path.stat().st_size:
+        raise InputError(
+            f"expected {needed} bytes of numbers in {path}, got a file that ends before; it is "
+            "truncated, make or copy it again"
+        )
+    if needed == 0:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+
+
+def _npy_header(path: Path, file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    npy: Any = np.lib.format  # untyped beside numpy 1
+    version = npy.read_magic(file)
+    read = {
+        (1, 0): npy.read_array_header_1_0,
+        (2, 0): npy.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise InputError(f"expected .npy of version 1 or 2 in {path}, got {version}; save it again")
+    shape, fortran, dtype = read(file)
+    if min(shape, default=0) < 0:
+        raise InputError(f"expected an array in {path}, got one of the shape {shape}")
+    if dtype.hasobject:
+        raise InputError(
+            f"expected numbers in {path}, got an array of Python objects, which is not loaded "
+            "because unpickling can run code; save one plain array a column"
+        )
+    return shape, fortran, dtype
+
+
+def _from_npz(path: Path) -> Columns:
+    columns: Columns = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name == info.filename:
+                continue
+            if info.compress_type == zipfile.ZIP_STORED:
+                with path.open("rb") as file:
+                    file.seek(info.header_offset + 26)
+                    lengths = struct.unpack("<HH", file.read(4))
+                columns[name] = _npy(path, info.header_offset + 30 + sum(lengths))
+                continue
+            with archive.open(info) as member:
+                shape, fortran, dtype = _npy_header(path, member)
+                needed = math.prod(shape) * dtype.itemsize
+                if needed > info.file_size or info.file_size > MAX_RATIO * info.compress_size:
+                    raise InputError(
+                        f"expected {name} in {path} to hold {needed} bytes, got fewer; make or "
+                        "copy the file again"
+                    )
+                data = member.read(needed)
+            columns[name] = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    return columns
+
+
+def _from_hdf5(path: Path, opened: contextlib.ExitStack) -> Columns:
+    columns: Columns = {}
+    size = path.stat().st_size
+
+    def visit(name: str | bytes, item: Any) -> None:
+        name = name if isinstance(name, str) else name.decode("utf-8", "replace")
+        if isinstance(item, h5py.Dataset) and item.shape:
+            if item.nbytes > MAX_RATIO * size:
+                raise InputError(
+                    f"expected {name} in {path} to fit in the file, got {item.nbytes} bytes; make "
+                    "or copy it again"
+                )
+            columns[name] = item
+
+    opened.enter_context(h5py.File(path, "r")).visititems(visit)
+    return columns
+
+
+def _from_table(path: Path, kind: Format) -> Columns:
+    import pandas
+
+    if kind == "csv":
+        frame = pandas.read_csv(path, low_memory=False)
+    else:
+        try:
+            frame = pandas.read_parquet(path)
+        except ImportError as error:
+            raise ImportError(
+                f"expected the package pyarrow to read {path}, found none that loads; pip install "
+                "pyarrow"
+            ) from error
+    columns: Columns = {}
+    for key in frame:
+        values = frame[key].to_numpy()
+        if values.dtype == object and len(values) and isinstance(values[0], np.ndarray):
+            values = np.stack(values)
+        columns[str(key)] = values
+    return columns
+
+
+def _from_pickle(path: Path) -> tuple[list[Columns], bool]:
+    """Return the table that a dict or tuple of arrays is, or one for each dict of a list."""
+    found = load_arrays(path)
+    if isinstance(found, list | tuple) and found and isinstance(found[0], dict):
+        if not all(isinstance(one, dict) for one in found):
+            raise InputError(f"expected a list of dicts in {path}, got other things among them")
+        return [_flat(one) for one in found], True
+    if isinstance(found, list | tuple):
+        found = dict(enumerate(found))
+    if not isinstance(found, dict):
+        raise InputError(
+            f"expected a dict of arrays or a list of such in {path}, got a {type(found).__name__}"
+        )
+    return [_flat(found)], False
+
+
+def _flat(nested: Mapping[Any, Any], prefix: str = "") -> Columns:
+    columns: Columns = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            columns |= _flat(value, f"{prefix}{key}/")
+        else:
+            try:
+                columns[f"{prefix}{key}"] = np.asarray(value)
+            except ValueError:  # of unequal length: an error if it is asked for
+                columns[f"{prefix}{key}"] = np.zeros(len(value), object)
+    return columns
