@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,9 @@ def test_edits_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("relabel", out, *scaled, "--out", tmp_path / "e.hdf5") == 0
     assert run("subsample", out, "--out", tmp_path / "f.hdf5") == 2
     assert "exactly one of" in capsys.readouterr().err
+
+
+def test_python_m_is_the_same_command(tmp_path):
+    command = [sys.executable, "-m", "tianshou_ext", "inspect", str(tmp_path / "absent.hdf5")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2 and "absent.hdf5" in ended.stderr
