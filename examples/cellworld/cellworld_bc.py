@@ -11,6 +11,9 @@ from tianshou_ext.cli import launch
 class Args(OfflineArgs):
     """Behavioural cloning of a mouse."""
 
+    sample_actions: bool = False
+    """Draw actions, as a mouse does, instead of taking the likeliest."""
+
 
 def main(args: Args) -> list[dict[str, float]]:
     return train(args, "bc", "bc")

@@ -136,3 +136,17 @@ def test_it_learns_a_rule_that_the_data_follow(make_policy, discrete_buffer):
     replay = Replay(discrete_buffer)
     act, _ = policy.act(policy.normalize(replay.obs), deterministic=True)
     assert (act == replay.act).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("method", ["bc", "discrete_iql", "discrete_crr"])
+def test_actions_are_drawn_by_their_probabilities_where_that_is_asked_for(make_policy, method):
+    likeliest, drawing = (
+        make_policy(method, actions="discrete", sample_actions=drawn) for drawn in (False, True)
+    )
+    obs = np.repeat(random_obs(drawing, 1), 4000, axis=0)
+    chosen = choose(drawing, obs)
+    shares = np.bincount(chosen.act, minlength=chosen.logits.shape[1]) / len(obs)
+    expected = chosen.logits[0].softmax(0).numpy()
+    assert np.allclose(shares, expected, atol=0.04) and (expected > 0.05).sum() > 1
+    chosen = choose(likeliest, obs)
+    assert (chosen.act == int(chosen.logits[0].argmax())).all()

@@ -43,6 +43,8 @@ class BCConfig(PolicyConfig):
 
     stochastic: bool = False
     """Clone continuous actions by a normal distribution, not by a squared error."""
+    sample_actions: bool = False
+    """Draw actions where it acts alone too, instead of taking the likeliest."""
 
 
 @register(
@@ -131,8 +133,9 @@ class BCPolicy(OfflinePolicy):
 
     def act(self, obs: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         output, _ = self.actor(obs)
+        deterministic = deterministic and not self.config.sample_actions
         if self.is_discrete:
-            return output.argmax(1), output
+            return output.argmax(1) if deterministic else self.draw(output), output
         if not self.config.stochastic:
             return torch.tanh(output), output
         mean, std = output

@@ -51,6 +51,8 @@ class DiscreteCRRConfig(PolicyConfig):
     """Gradient steps between copies to the target networks (100 in the paper)."""
     min_q_weight: float = 0.0
     """Weight of the added conservative term (10 in Tianshou's example)."""
+    sample_actions: bool = False
+    """Draw actions where it acts alone too, instead of taking the likeliest."""
 
     def validate(self) -> None:
         super().validate()
@@ -129,11 +131,9 @@ class DiscreteCRRPolicy(OfflinePolicy):
 
     def act(self, obs: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         logits, _ = self.logits_and_values(self.actor, self.critic, obs)
-        if deterministic:
+        if deterministic and not self.config.sample_actions:
             return logits.argmax(1), logits
-        probs = logits.softmax(1).cpu()
-        drawn = torch.multinomial(probs, 1, generator=self.generators["act"])
-        return drawn.squeeze(1), logits
+        return self.draw(logits), logits
 
     def gradient_step(self, batch: Transitions) -> dict[str, Tensor]:
         self.update_targets(self.config.target_update_freq)

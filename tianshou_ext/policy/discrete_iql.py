@@ -49,6 +49,8 @@ class DiscreteIQLConfig(PolicyConfig):
     """Share of the critic in its target after each step, in (0, 1]."""
     num_critics: int = 2
     """Critics whose minimum is taken, at least 1."""
+    sample_actions: bool = False
+    """Draw actions where it acts alone too, instead of taking the likeliest."""
 
     def validate(self) -> None:
         super().validate()
@@ -135,11 +137,9 @@ class DiscreteIQLPolicy(OfflinePolicy):
 
     def act(self, obs: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         logits, _ = self.actor(obs)
-        if deterministic:
+        if deterministic and not self.config.sample_actions:
             return logits.argmax(1), logits
-        probs = logits.softmax(1).cpu()
-        drawn = torch.multinomial(probs, 1, generator=self.generators["act"])
-        return drawn.squeeze(1), logits
+        return self.draw(logits), logits
 
     def gradient_step(self, batch: Transitions) -> dict[str, Tensor]:
         q = self.target_q(batch)  # (B,)

@@ -91,8 +91,7 @@ class InContextPolicy(OfflinePolicy):
             return torch.tanh(out), out
         if deterministic and not self.config.sample_actions:
             return out.argmax(1), out
-        chances = out.softmax(1).cpu()
-        return torch.multinomial(chances, 1, generator=self.generators["act"]).squeeze(1), out
+        return self.draw(out), out
 
     @torch.no_grad()
     def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Batch:

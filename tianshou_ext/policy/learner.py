@@ -71,6 +71,11 @@ class Learner(BasePolicy):
 
         return call
 
+    def draw(self, logits: Tensor) -> Tensor:
+        """Draw actions (B,) by logits (B, n), with the policy's own generator."""
+        probs = logits.softmax(1).cpu()
+        return torch.multinomial(probs, 1, generator=self.generators["act"]).squeeze(1)
+
     def randn_like(self, like: Tensor) -> Tensor:
         """Return standard normal numbers for a gradient step, from the policy's own generator."""
         return self.randn(*like.shape)
