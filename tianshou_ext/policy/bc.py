@@ -135,7 +135,7 @@ class BCPolicy(OfflinePolicy):
         output, _ = self.actor(obs)
         deterministic = deterministic and not self.config.sample_actions
         if self.is_discrete:
-            return output.argmax(1) if deterministic else self.draw(output), output
+            return output.argmax(1) if deterministic else self.draw_actions(output), output
         if not self.config.stochastic:
             return torch.tanh(output), output
         mean, std = output

@@ -133,7 +133,7 @@ class DiscreteCRRPolicy(OfflinePolicy):
         logits, _ = self.logits_and_values(self.actor, self.critic, obs)
         if deterministic and not self.config.sample_actions:
             return logits.argmax(1), logits
-        return self.draw(logits), logits
+        return self.draw_actions(logits), logits
 
     def gradient_step(self, batch: Transitions) -> dict[str, Tensor]:
         self.update_targets(self.config.target_update_freq)

@@ -139,7 +139,7 @@ class DiscreteIQLPolicy(OfflinePolicy):
         logits, _ = self.actor(obs)
         if deterministic and not self.config.sample_actions:
             return logits.argmax(1), logits
-        return self.draw(logits), logits
+        return self.draw_actions(logits), logits
 
     def gradient_step(self, batch: Transitions) -> dict[str, Tensor]:
         q = self.target_q(batch)  # (B,)

@@ -91,7 +91,7 @@ class InContextPolicy(OfflinePolicy):
             return torch.tanh(out), out
         if deterministic and not self.config.sample_actions:
             return out.argmax(1), out
-        return self.draw(out), out
+        return self.draw_actions(out), out
 
     @torch.no_grad()
     def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Batch:

@@ -71,7 +71,7 @@ class Learner(BasePolicy):
 
         return call
 
-    def draw(self, logits: Tensor) -> Tensor:
+    def draw_actions(self, logits: Tensor) -> Tensor:
         """Draw actions (B,) by logits (B, n), with the policy's own generator."""
         probs = logits.softmax(1).cpu()
         return torch.multinomial(probs, 1, generator=self.generators["act"]).squeeze(1)
