@@ -11,8 +11,8 @@ from tianshou_ext.cli import launch
 class Args(OfflineArgs):
     """Behavioural cloning of a mouse."""
 
-    sample_actions: bool = False
-    """Draw actions, as a mouse does, instead of taking the likeliest."""
+    sample_actions: bool = True
+    """Draw actions, as mice are no machines; --no-sample-actions takes the likeliest."""
 
 
 def main(args: Args) -> list[dict[str, float]]:

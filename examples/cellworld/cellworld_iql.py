@@ -19,8 +19,8 @@ class Args(OfflineArgs):
     """Share of the critic in its target after each step."""
     num_critics: int = 2
     """Critics whose minimum is taken."""
-    sample_actions: bool = False
-    """Draw actions, as a mouse does, instead of taking the likeliest."""
+    sample_actions: bool = True
+    """Draw actions, as mice are no machines; --no-sample-actions takes the likeliest."""
 
 
 def main(args: Args) -> list[dict[str, float]]:

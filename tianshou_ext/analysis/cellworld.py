@@ -116,7 +116,7 @@ def report(
     :param episodes: to play for each policy.
     :param seed: of the first episode; the others count up.
     :param fast: play in the environment of ``fast=True``: the same numbers, by its own arithmetic.
-    :param sampled: draw actions from the policies instead of taking the likeliest.
+    :param sampled: draw actions from all policies, also from those that take the likeliest.
     :param which: the policy as the run left it, or at its best test.
     :param also: play these too: always the goal, random actions, the planner.
     :param jobs: processes that play; the figures are the same for any number.
@@ -190,7 +190,9 @@ def write_page(
     :param locations: (A, 2) destinations of the actions.
     """
     env, held, played = figures["env"], figures["mouse"]["held_out"], figures["seeds"]
-    drawn = "drawn from the policy" if figures["sampled"] else "the likeliest of the policy"
+    drawn = (
+        "drawn" if figures["sampled"] else "the likeliest, or drawn where a run's config says so"
+    )
     weights = "at its best test" if figures["which"] == "best" else "at its end"
     page = Page(f"Cellworld {env.get('world', '')}: how like a mouse, and how good")
     page.text(
