@@ -57,7 +57,7 @@ COLUMNS = (
 class Args:
     """Planner-greedy exploration on the cellworld; what is None is the method's own."""
 
-    agent: Literal["bc", "cql", "iql"] = "iql"
+    agent: Literal["bc", "cql", "iql"] = "bc"
     """What learns: cloning, discrete CQL or discrete IQL."""
     world: str = "21_05"
     """Obstacles of the arena; 00_00 has none."""
@@ -75,7 +75,7 @@ class Args:
     """Environment steps in each of them."""
     update_per_step: float = 1.0
     """Gradient steps for each environment step."""
-    schedule: Literal["linear", "exponential", "performance"] = "linear"
+    schedule: Literal["linear", "exponential", "performance"] = "exponential"
     """How the planner's rate goes down; performance: as the agent's survival comes near its."""
     unit: Literal["steps", "episodes"] = "steps"
     """Of the schedule's time."""
@@ -83,11 +83,11 @@ class Args:
     """Steps or episodes until the rate is rate-end; None: 0.8 of all steps."""
     rate_start: float = 1.0
     """The planner's rate at first."""
-    rate_end: float = 0.0
-    """The planner's rate in the end."""
+    rate_end: float = 0.05
+    """The planner's rate in the end; at 0 an agent may forget how to leave where it got stuck."""
     mixture: Literal["step", "episode"] = "step"
     """Choose who acts for each step or for whole episodes."""
-    store: Literal["all", "planner", "agent"] = "all"
+    store: Literal["all", "planner", "agent"] = "planner"
     """Whose new steps are learned from; the data set always is."""
     mixing: Literal["append", "balanced"] = "append"
     """append: batches uniformly from data set and new steps; balanced: half of each."""
