@@ -559,3 +559,17 @@ def test_a_step_in_a_forked_process_does_not_wait_for_threads_that_are_gone():
     torch.set_num_threads(2)
     env.reset(seed=0)
     assert env.step(3)[1] == 1.0 and torch.get_num_threads() == 2
+
+
+def test_scipy_is_whole_after_the_import():
+    """While cellworld is imported something stands in for a part of it."""
+    code = (
+        "import sys\n"
+        "from tianshou_ext.envs.cellworld import make_cellworld_env\n"
+        "make_cellworld_env()\n"
+        "assert 'scipy.stats' not in sys.modules\n"
+        "import cellworld.info, scipy.stats\n"
+        "print(scipy.stats.norm.cdf(0.0), cellworld.info.entropy([0, 1], base=2))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["0.5", "1.0"]

@@ -21,6 +21,7 @@ import sys
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
@@ -152,7 +153,11 @@ def import_cellworld() -> ModuleType:
     """
     folder = use_cache()
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+            _without_scipy_stats(),
+        ):
             warnings.simplefilter("ignore")
             gym = importlib.import_module("cellworld_gym")
             points = importlib.import_module("cellworld_game.torch.points").Points
@@ -171,6 +176,22 @@ def import_cellworld() -> ModuleType:
     points.__init__ = _init_points
     loader.__init__ = _once_per_world(loader.__init__)
     return gym
+
+
+@contextlib.contextmanager
+def _without_scipy_stats() -> Iterator[None]:
+    """Spare an import of half a second: cellworld takes one function of it and never calls it."""
+    name = "scipy.stats"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = stand_in = ModuleType(name)
+    vars(stand_in)["entropy"] = None  # cellworld.info then defines another of that name
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 def _init_points(self: Any, point_list: list[tuple[float, float] | None]) -> None:
