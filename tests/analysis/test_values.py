@@ -61,3 +61,10 @@ def test_what_has_no_probabilities_or_values_gets_one_sentence(make_policy):
         thoughts(make_policy("bc"), OBS[:0])
     with pytest.raises(InputError, match="expected a method with values"):
         thoughts(make_policy("bc"), OBS).q_of([0] * 7)
+
+
+@pytest.mark.parametrize("name", ["bc", "discrete_iql", "discrete_crr"])
+def test_of_a_policy_that_draws_it_is_the_likeliest(name: str, make_policy):
+    policy = make_policy(name, sample_actions=True)
+    mind = thoughts(policy, np.repeat(OBS, 30, axis=0))
+    assert np.array_equal(mind.act, mind.log_prob.argmax(1))

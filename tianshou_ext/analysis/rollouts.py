@@ -178,10 +178,11 @@ def _set_up(player: Player) -> tuple[Any, Callable[[Any], Any], Any, Any]:
     policy = load_run_policy(Path(player.folder), env, player.which)
 
     draws = policy.generators["act"]
+    drawing = getattr(policy.config, "sample_actions", False)  # act() draws
 
     @torch.no_grad()
     def choose(obs: Any) -> Any:
-        if player.sampled:  # of the probabilities reported, also where act() never draws
+        if player.sampled and not drawing:  # of the probabilities reported
             probs = torch.from_numpy(thoughts(policy, obs[None]).log_prob).exp()
             return int(torch.multinomial(probs, 1, generator=draws))
         act, _ = policy.act(policy.normalize(obs[None]), True)

@@ -36,7 +36,7 @@ class Thoughts:
     """Of B states."""
 
     act: Array
-    """(B,) what the policy does in a test."""
+    """(B,) what the policy does in a test; the likeliest, if it draws."""
     log_prob: Array
     """(B, A) logarithms of probabilities."""
     q: Array | None
@@ -94,4 +94,6 @@ def _block(policy: Any, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Ten
         v = q.gather(1, act.unsqueeze(1)).squeeze(1)
     elif logits.ndim == 3:  # quantiles (B, A, N)
         logits = logits.mean(2)
+    if getattr(policy.config, "sample_actions", False):
+        act = logits.argmax(1)
     return act, logits.log_softmax(1), q, v
