@@ -165,7 +165,7 @@ def test_a_report_at_the_end_and_again_faster_from_the_command_line(tmp_path, da
 
 
 def test_drawn_actions_repeat_from_the_seed_and_are_not_the_likeliest(tmp_path, data):
-    run("bc", tmp_path, data)  # whose own act() never draws
+    run("bc", tmp_path, data, sample_actions=False)
     env, folder = json.dumps({"max_steps": 15, "fast": True}), str(folder_of("bc", tmp_path))
     drawn = Player("run", env, folder, sampled=True)
     one, other = (play(drawn, [seed, 1], progress=False) for seed in (0, 2))
@@ -173,6 +173,11 @@ def test_drawn_actions_repeat_from_the_seed_and_are_not_the_likeliest(tmp_path, 
     assert not np.array_equal(one[0].act, one[1].act)
     (likeliest,) = play(Player("run", env, folder), [1], progress=False)
     assert not np.array_equal(likeliest.act, one[1].act)
+    run("bc", tmp_path / "drawing", data)  # by default
+    folder = str(folder_of("bc", tmp_path / "drawing"))
+    for sampled in (False, True):
+        (again,) = play(Player("run", env, folder, sampled=sampled), [1], progress=False)
+        assert np.array_equal(again.act, one[1].act)
 
 
 @pytest.mark.slow
