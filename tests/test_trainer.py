@@ -14,6 +14,8 @@ import torch
 from tianshou.env import DummyVectorEnv
 
 from tianshou_ext.checkpoint import load_policy, policy_state
+from tianshou_ext.data.hdf5 import load_buffer
+from tianshou_ext.data.writer import save_buffer
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy import DiscreteCQLPolicy, OfflinePolicy
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer
@@ -200,6 +202,33 @@ def test_a_finished_run_goes_on_with_more_epochs(cartpole, cartpole_buffer, tmp_
     assert [row["step"] for row in rows] == [0, 5, 10, 15, 20, 25]
     a, b = policy_state(straight), policy_state(longer)
     assert all(map(torch.equal, a["policy"].values(), b["policy"].values()))
+
+
+@pytest.mark.parametrize("column", ["obs", "act", "rew", "terminated", "truncated", "fewer rows"])
+def test_a_run_does_not_go_on_with_other_data(column, cartpole, cartpole_buffer, tmp_path: Path):
+    train(build(cartpole), cartpole_buffer, logdir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    columns = {
+        name: np.array(cartpole_buffer[:][name])
+        for name in ("obs", "act", "rew", "terminated", "truncated", "done", "obs_next")
+    }
+    if column == "fewer rows":
+        columns = {name: values[:-1] for name, values in columns.items()}
+    else:
+        columns[column][-1] = 1 - columns[column][-1]
+    other = ReplayBuffer.from_data(**columns)
+    sentence = r"expected the data set of the run at .*\), got another \(.*choose another --logdir"
+    with pytest.raises(InputError, match=sentence):
+        train(build(cartpole), other, logdir=tmp_path, max_epoch=4)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_same_data_read_again_are_the_same(cartpole, cartpole_buffer, tmp_path: Path):
+    save_buffer(cartpole_buffer, tmp_path / "data.hdf5")
+    for epochs, mapped in ((1, False), (2, True)):
+        buffer = load_buffer(tmp_path / "data.hdf5", mapped=mapped)
+        rows = train(build(cartpole), buffer, logdir=tmp_path / "run", max_epoch=epochs)
+    assert [row["step"] for row in rows] == [0, 5, 10]
 
 
 def test_epochs_end_where_they_would_have_after_an_interruption(

@@ -178,8 +178,8 @@ def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
     if differing:
         changes = ", ".join(f"{k} was {old}, is {new}" for k, (old, new) in differing.items())
         raise InputError(
-            f"expected the settings of the run at {path} ({changes}); use the old ones, another "
-            "--logdir, or --resume never"
+            f"expected the settings of the run at {path} ({changes}); use the old ones, choose "
+            "another --logdir, or delete the folder"
         )
     _load_weights(policy, state["policy"], path)
     for name, optim in policy.optimizers.items():

@@ -217,7 +217,7 @@ def offline_to_online_trainer(
         if folder is not None:
             run = resume_run(policy, folder, "auto")
     else:
-        run = resume_run(policy, folder, resume)
+        run = resume_run(policy, folder, resume, offline_buffer)
         policy.process_buffer(offline_buffer)
         describe_run(policy, folder, facts)
     buffer = make_online_buffer(policy.observation_space, acting.rows, len(train_envs))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tianshou_ext.checkpoint import atomic_write, load_checkpoint, save_checkpoint, versions
+from tianshou_ext.data.digest import data_digest
 from tianshou_ext.divergence import DivergenceWatch, OnDivergence
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy.base import OfflinePolicy
@@ -75,6 +76,7 @@ class RunLogger(BaseLogger):
         self.first = first
         self.best: float | None = run.get("best")
         self.rows: list[list[Any]] = run.get("rows", [])
+        self.data: str | None = run.get("data")
         self.seconds_before = float(run.get("seconds", 0.0))
         self.start = time.monotonic()
         self.watch = DivergenceWatch(policy, on_divergence)
@@ -102,7 +104,12 @@ class RunLogger(BaseLogger):
 
     def write_checkpoint(self, folder: Path) -> None:
         """Write all state of the run."""
-        run = {"best": self.best, "rows": self.rows, "seconds": self.seconds}
+        run = {
+            "best": self.best,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "data": self.data,
+        }
         save_checkpoint(self.policy, folder / CHECKPOINT, run)
 
     @property
@@ -220,21 +227,34 @@ def flushed_denormals() -> Iterator[None]:
 
 
 def resume_run(
-    policy: OfflinePolicy, folder: Path | None, resume: Literal["auto", "never"]
+    policy: OfflinePolicy,
+    folder: Path | None,
+    resume: Literal["auto", "never"],
+    buffer: ReplayBuffer | None = None,
 ) -> dict[str, Any]:
     """Go on with the run in ``folder`` if there is one.
 
-    :return: the run's counters; empty for a new run.
-    :raises InputError: if a run is there and is not to be resumed, or is another one.
+    :param buffer: the data set, if the run learns from one.
+    :return: the run's counters; of a new run, none but what tells its data set from others.
+    :raises InputError: if a run is there and is not to be resumed, or is another one, or one on
+        other data.
     """
+    data = None if buffer is None else data_digest(buffer)
     if folder is None or not (folder / CHECKPOINT).exists():
-        return {}
+        return {"data": data}
     if resume == "never":
         raise InputError(
             f"expected a folder without a run, found {folder / CHECKPOINT}; choose another "
             "--logdir, delete it, or pass --resume auto to go on with it"
         )
-    return load_checkpoint(policy, folder / CHECKPOINT)
+    run = load_checkpoint(policy, folder / CHECKPOINT)
+    before = run.get("data")  # older files have none
+    if data is not None and before not in (None, data):
+        raise InputError(
+            f"expected the data set of the run at {folder} ({before}), got another ({data}); use "
+            "the old one, choose another --logdir, or delete the folder"
+        )
+    return {**run, "data": before if data is None else data}
 
 
 def describe_run(policy: OfflinePolicy, folder: Path | None, about: Mapping[str, Any]) -> None:
@@ -295,7 +315,7 @@ def offline_trainer(
         every ``log_interval`` steps and before each checkpoint: ``stop`` raises, ``warn`` warns.
     :param about: facts for ``run.json`` beside the trainer's own: task, dataset, label, seed.
     :return: a row per test: epoch, step, return_mean, return_std, episodes, seconds, env_step.
-    :raises InputError: if a count is below 1, or the checkpoint is of another run.
+    :raises InputError: if a count is below 1, or the checkpoint is of another run or other data.
     :raises DivergenceError: if the training diverges and is to stop; the checkpoint is then the
         last good one.
     :raises OSError: if a file cannot be written; older files are then as they were.
@@ -312,7 +332,7 @@ def offline_trainer(
         if count < 1:
             raise InputError(f"expected {name} of at least 1, got {count}; change it")
     folder = None if logdir is None else Path(logdir)
-    run = resume_run(policy, folder, resume)
+    run = resume_run(policy, folder, resume, buffer)
     if folder is not None:
         policy.on_progress = lambda: save_checkpoint(policy, folder / CHECKPOINT, run)
     with flushed_denormals():

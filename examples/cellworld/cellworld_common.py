@@ -170,9 +170,9 @@ def train(args: OfflineArgs, name: str, method: str) -> list[dict[str, float]]:
         "held_out": args.held_out,
         "split_seed": args.split_seed,
     }
-    keep_for_report(folder, env_options, others, testing, env, about)
     test_envs = make_test_envs(env_options, args.test_num, args.seed)
     rows = fit(policy, training, test_envs, args, folder, label=name, dataset=args.dataset)
+    keep_for_report(folder, env_options, others, testing, env, about)
     last = rows[-1]
     print(
         f"{name} on {args.world}, seed {args.seed}: return {last['return_mean']:.2f} ± "
