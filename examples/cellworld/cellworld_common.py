@@ -203,27 +203,29 @@ def data_files(args: OfflineArgs) -> tuple[Path | None, Path]:
                 f"expected BotEvade and cells with --dataset {args.dataset}, which is made of "
                 f"these, got {args.task} and {args.actions}; leave --task and --actions out"
             )
+        mice = data_file(args.mouse, args, "--mouse")  # before what takes minutes to make
         steps = SMOKE_STEPS if args.smoke else args.dataset_steps
-        made = level_file(task_of(args.world), args.dataset, steps, seed=args.dataset_seed)
-    else:
-        made = data_file(args.dataset, args)
-        if "level" not in read_provenance(made):
-            return None, made
-    return made, data_file(args.mouse, args)
+        return level_file(task_of(args.world), args.dataset, steps, seed=args.dataset_seed), mice
+    made = data_file(args.dataset, args, "--dataset")
+    if "level" not in read_provenance(made):
+        return None, made
+    return made, data_file(args.mouse, args, "--mouse")
 
 
-def data_file(dataset: str, args: OfflineArgs) -> Path:
+def data_file(dataset: str, args: OfflineArgs, flag: str) -> Path:
     """Return the converted data set, converting recordings into the cache on first use.
 
+    :param flag: that named the data set.
     :raises InputError: if there is nothing of the name.
     """
     source = mouse_folder() if dataset == "mouse" else Path(dataset).expanduser()
     if source.suffix in (".hdf5", ".h5"):
         return source
     if not source.exists():
+        levels = f"{', '.join(sorted(LEVELS))}, " if flag == "--dataset" else ""
         raise InputError(
-            f"expected mouse, {', '.join(LEVELS)}, recordings or a converted file as data set, "
-            f"found nothing at {source}"
+            f"expected mouse, {levels}recordings or a converted file as {flag}, found nothing at "
+            f"{source}"
         )
     files = sorted(path for path in source.rglob("*") if path.is_file()) or [source]
     facts = [f"{path.absolute()} {path.stat().st_size}" for path in files]

@@ -1,8 +1,8 @@
 """Train an agent that a planner shows how to evade a robot: python cellworld_planner_greedy.py
 
 The agent begins with a data set of the planner's (or of chance), then acts where the planner does
-not: the planner at a rate that goes down, the agent ever more, and it learns from all of it. At
-each test it plays alone.
+not: the planner at a rate that goes down, the agent ever more. It learns from the planner's steps,
+or from what --store says. At each test it plays alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tianshou.env import DummyVectorEnv
 
+from tianshou_ext.analysis.curves import new_figure, write_figure
 from tianshou_ext.analysis.rollouts import Player, play, summarise
 from tianshou_ext.checkpoint import atomic_write, save_checkpoint
 from tianshou_ext.cli import launch
@@ -37,7 +38,7 @@ from tianshou_ext.trainer import CHECKPOINT, PROGRESS, describe_run
 
 AGENTS = {"bc": "bc", "cql": "discrete_cql", "iql": "discrete_iql"}
 HANDED_OVER = 0.8
-"""Share of the steps after which the agent acts alone, if nothing else is asked for."""
+"""Share of the steps after which the rate is rate_end, if nothing else is asked for."""
 TABLE = "survival.csv"
 COLUMNS = (
     "env_step",
@@ -65,7 +66,7 @@ class Args:
     """Who played the data set to begin with: an expert start, or a random one."""
     start_steps: int = 10_000
     """Its steps; made once, kept in the cache."""
-    start_epoch: int = 5
+    start_epoch: int = 3
     """Epochs on it alone; 0 acts at once."""
     update_per_epoch: int = 1000
     """Gradient steps in each of them."""
@@ -311,16 +312,7 @@ def draw(runs: dict[str, list[dict[str, float]]], path: Path, title: str) -> Non
     :param runs: name to table.
     :raises InputError: if matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            'expected matplotlib for the plot, found none; pip install "tianshou_ext[cli]"'
-        ) from error
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = new_figure()
     for name, table in runs.items():
         offline = [row for row in table if not row["env_step"]]
         shown = offline[-1:] + [row for row in table if row["env_step"]]
@@ -333,10 +325,7 @@ def draw(runs: dict[str, list[dict[str, float]]], path: Path, title: str) -> Non
     axes.set_xlabel("environment steps, after the data set")
     axes.set_ylabel("survival of the agent alone")
     axes.set_ylim(-0.02, 1.02)
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    atomic_write(path, lambda one: figure.savefig(one, dpi=150, format="png"))
+    write_figure(figure, axes, title, path)
 
 
 def keep_agent(agent: Any, folder: Path, label: str) -> None:

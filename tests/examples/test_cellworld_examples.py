@@ -262,9 +262,15 @@ def test_without_recordings_public_ones_are_fetched_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"dataset": "absent"}, "expected mouse, random, .*, recordings or a converted file"),
+        (
+            {"dataset": "absent"},
+            "expected mouse, mixed, .*, recordings or a converted file as --dataset",
+        ),
         ({"dataset": "mixed", "actions": "gateways"}, "expected BotEvade and cells with --dataset"),
-        ({"dataset": "mixed", "mouse": "absent"}, "expected mouse, random, .* nothing at absent"),
+        (
+            {"dataset": "mixed", "mouse": "absent"},
+            "expected mouse, recordings or a converted file as --mouse, .* nothing at absent",
+        ),
         ({"dataset": "absent.hdf5"}, "expected a buffer file at absent.hdf5"),
         ({"world": "99_99"}, "expected"),
         ({"held_out": 0.0}, "expected a held-out share between 0 and 1"),

@@ -32,7 +32,7 @@ def plot_curves(
     :param task: adds an axis with D4RL's normalised score, if the task has one.
     :raises InputError: if matplotlib is missing.
     """
-    figure, axes = _new_figure()
+    figure, axes = new_figure()
     for label, folders in runs.items():
         curves = [read_progress(Path(folder) / PROGRESS) for folder in folders]
         length = min(len(curve) for curve in curves)
@@ -49,7 +49,8 @@ def plot_curves(
         axes.axhline(height, color="grey", linestyle=("--", ":", "-.")[k % 3], label=label)
     axes.set_xlabel("gradient steps")
     axes.set_ylabel("return of a test episode")
-    _finish(figure, axes, title, task, path)
+    add_scores(axes, task)
+    write_figure(figure, axes, title, path)
     return Path(path)
 
 
@@ -72,7 +73,7 @@ def plot_finetuning(
     :param task: adds an axis with D4RL's normalised score, if the task has one.
     :raises InputError: if matplotlib is missing.
     """
-    figure, axes = _new_figure()
+    figure, axes = new_figure()
     curves = {
         label: [read_progress(Path(folder) / PROGRESS) for folder in folders]
         for label, folders in runs.items()
@@ -103,11 +104,16 @@ def plot_finetuning(
         named = [0.0, offline / 2, offline, *right]
         axes.set_xticks(places, [f"{steps:,.0f}" for steps in named])
     axes.set_ylabel("return of a test episode")
-    _finish(figure, axes, title, task, path)
+    add_scores(axes, task)
+    write_figure(figure, axes, title, path)
     return Path(path)
 
 
-def _new_figure() -> tuple[Any, Any]:
+def new_figure() -> tuple[Any, Any]:
+    """Return a figure, without a window, and its axes.
+
+    :raises InputError: if matplotlib is missing.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -120,20 +126,25 @@ def _new_figure() -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _finish(figure: Any, axes: Any, title: str, task: str | None, path: str | Path) -> None:
-    """Add the axis of normalised scores, the title and the legend, and write the picture."""
-    if task is not None:
-        with contextlib.suppress(InputError):  # a task without reference scores
-            reference = reference_scores(task)
-            low, span = reference.minimum, reference.maximum - reference.minimum
-            right = axes.secondary_yaxis(
-                "right",
-                functions=(
-                    lambda y: 100 * (np.asarray(y, float) - low) / span,
-                    lambda y: low + np.asarray(y, float) * span / 100,
-                ),
-            )
-            right.set_ylabel("normalised score")
+def add_scores(axes: Any, task: str | None) -> None:
+    """Add an axis of D4RL's normalised score, if the task has one."""
+    if task is None:
+        return
+    with contextlib.suppress(InputError):  # a task without reference scores
+        reference = reference_scores(task)
+        low, span = reference.minimum, reference.maximum - reference.minimum
+        right = axes.secondary_yaxis(
+            "right",
+            functions=(
+                lambda y: 100 * (np.asarray(y, float) - low) / span,
+                lambda y: low + np.asarray(y, float) * span / 100,
+            ),
+        )
+        right.set_ylabel("normalised score")
+
+
+def write_figure(figure: Any, axes: Any, title: str, path: str | Path) -> None:
+    """Add the title and a legend below, and write the picture."""
     axes.set_title(title)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

@@ -26,5 +26,5 @@ def data_digest(buffer: ReplayBuffer) -> str:
         values = np.asarray([] if column is None or isinstance(column, Batch) else column)
         frames = name == "obs" and values.ndim > 2
         if values.size and not frames and values.dtype != object:
-            digest = zlib.crc32(np.ascontiguousarray(values[rows]).view(np.uint8), digest)
+            digest = zlib.crc32(np.ascontiguousarray(values[rows]).data, digest)
     return f"{len(buffer):,} transitions, {digest:08x}"
