@@ -24,8 +24,9 @@ from tianshou_ext.data.online_buffer import (
 from tianshou_ext.divergence import OnDivergence
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy.base import OfflinePolicy
+from tianshou_ext.processor import flushed_denormals
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer, run_online, training_step
-from tianshou_ext.trainer import RunLogger, flushed_denormals
+from tianshou_ext.trainer import RunLogger
 
 __all__ = ["DATA", "Acting", "act_and_learn", "env_seeds", "make_seeded_collector"]
 

@@ -6,17 +6,13 @@ policy, a CSV and TensorBoard logs of what was measured, and exact resumption.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-import torch
 
 from tianshou_ext.checkpoint import atomic_write, load_checkpoint, save_checkpoint, versions
 from tianshou_ext.data.digest import data_digest
@@ -24,6 +20,7 @@ from tianshou_ext.divergence import DivergenceWatch, OnDivergence
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.registry import method_name
+from tianshou_ext.processor import flushed_denormals
 from tianshou_ext.tianshou_api import BaseLogger, Collector, ReplayBuffer, run_offline
 
 CHECKPOINT = "checkpoint.pt"
@@ -208,22 +205,6 @@ def read_progress(path: str | Path) -> list[dict[str, float]]:
             {key: float(value) for key, value in row.items() if key != "metrics"}
             for row in csv.DictReader(file)
         ]
-
-
-@contextlib.contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Let the CPU take numbers below 1e-38 for zero.
-
-    Adam's averages of vanished gradients decay into such numbers, on which a CPU is slow: a third
-    of a discrete CQL step on frames went into them after 5,000 steps.
-    """
-    for kind in (np.float32, np.float64):
-        np.finfo(kind)  # numpy warns if it first looks at a type's range afterwards
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def resume_run(

@@ -22,7 +22,6 @@ from tianshou.data import Batch
 from tianshou.utils.torch_utils import torch_train_mode
 from torch import Tensor
 
-from tianshou_ext.allocator import keep_freed_memory
 from tianshou_ext.data.growing import DirectReplay, Growing, GrowingReplay
 from tianshou_ext.data.mixing import MixedReplay, Mixing
 from tianshou_ext.data.normalize import ObsNormalizer, RewardNormalizer
@@ -33,6 +32,7 @@ from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.learner import Learner
 from tianshou_ext.policy.o3f import check_optimism, optimistic_action
 from tianshou_ext.policy.registry import method_actions
+from tianshou_ext.processor import fast_products, keep_freed_memory
 from tianshou_ext.tianshou_api import ReplayBuffer, TrainingStats
 
 Staged = Replay | Growing | MixedReplay
@@ -338,7 +338,8 @@ class OfflinePolicy(Learner):
             keep_freed_memory()
             replay = self._stage(buffer)
             self._staged = (buffer, fill, replay)
-            self.on_fit_start(replay)
+            with fast_products(self.device):
+                self.on_fit_start(replay)
         _, fill_then, staged = self._staged
         if isinstance(staged, Replay):
             if fill == fill_then:
@@ -393,7 +394,8 @@ class OfflinePolicy(Learner):
     def learn(self, batch: Any, *args: Any, **kwargs: Any) -> OfflineTrainingStats:
         """Take one gradient step on a Tianshou batch (or on what ``sample`` returns)."""
         step = self._compiled_step or self.gradient_step
-        metrics = step(self.prepare(batch))
+        with fast_products(self.device):
+            metrics = step(self.prepare(batch))
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         interval = self.metrics_interval or (1 if self.device.type == "cpu" else 100)
