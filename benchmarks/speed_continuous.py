@@ -1,10 +1,10 @@
 """Gradient steps per second of the methods for continuous actions, beside others.
 
-Contestants, as far as they exist and are installed: ours; ours compiled; the plain PyTorch loops
-of ``reference.py``; Tianshou's own class; d3rlpy's; and the products: the matrix products of our
-own steps and nothing else, the floor of their arithmetic. Same data, batch size and widths of the
-networks; sampling, target networks and logging included. All take turns in one process, a window
-each, in an order that rotates; what counts are the ratios within a round.
+Contestants, as far as they exist and are installed: ours; ours compiled; ours in bf16; the
+plain PyTorch loops of ``reference.py``; Tianshou's own class; d3rlpy's; and the products: the
+matrix products of our own steps and nothing else, the floor of their arithmetic. Same data, batch
+size and widths of the networks; sampling, target networks and logging included. All take turns in
+one process, a window each, in an order that rotates; what counts are the ratios within a round.
 
     python benchmarks/speed_continuous.py --methods bc td3_bc iql cql sac_n --json speed.json
 """
@@ -32,6 +32,7 @@ from reference import REFERENCES, ArrayBuffer
 from tianshou.data import ReplayBuffer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tianshou_ext import processor
 from tianshou_ext.cli import launch
 from tianshou_ext.policy import METHODS, base
 from tianshou_ext.tianshou_api import LINE, training_step
@@ -47,7 +48,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Of our policies, where the defaults are others."""
 
-COMPILED = "ours, compiled"
+COMPILED, ROUNDED = "ours, compiled", "ours, bf16"
+VARIANTS = ("ours", COMPILED, ROUNDED)
 
 Run = Callable[[int], None]
 """Takes this many gradient steps."""
@@ -81,6 +83,10 @@ class Args:
     """Gradient steps from one look at the losses to the next; Tianshou and d3rlpy always look."""
     compile: bool = False
     """Measure our steps compiled too."""
+    bf16: bool = False
+    """Measure them with hidden layers in bfloat16 too."""
+    fast_products: bool = True
+    """Ours and the products: by oneDNN, where that is as exact; else all by torch's own choice."""
     keep_freed_memory: bool = True
     """What a policy does when it stages its data; for all contestants, being in one process."""
     json: Path | None = None
@@ -222,9 +228,10 @@ def products(update: Callable[[], Any]) -> tuple[Run, float]:
         flop += 2 * left.numel() * right.shape[-1]
 
     def run(steps: int) -> None:
-        for _ in range(steps // RECORDED_STEPS):
-            for job in jobs:
-                job()
+        with processor.fast_products(torch.device("cpu")):
+            for _ in range(steps // RECORDED_STEPS):
+                for job in jobs:
+                    job()
 
     return run, flop / RECORDED_STEPS / 1e9
 
@@ -271,6 +278,10 @@ def gather(method: str, args: Args, buffer: ReplayBuffer, data: Data) -> Contest
 
     if args.compile:
         contestants.runs[COMPILED] = compiled()
+    if args.bf16:
+        rounded = ours()
+        rounded.set_precision("bf16")
+        contestants.runs[ROUNDED] = updates(rounded, buffer, args.batch_size)
 
     def reference() -> Run:
         loop, arrays = REFERENCES[method](OBS_DIM, ACT_DIM), data.arrays()
@@ -381,10 +392,10 @@ def measure(contestants: Contestants, args: Args) -> dict[str, Any]:
         lead: {
             name: Summary.of([a / b for a, b in zip(rates[lead], rates[name], strict=True)])
             for name in names
-            if name not in (lead, COMPILED)
+            if name == "ours" != lead or name not in VARIANTS
         }
         for lead in names
-        if lead in ("ours", COMPILED)
+        if lead in VARIANTS
     }
     return {
         "steps_a_window": steps,
@@ -428,6 +439,8 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     if not args.keep_freed_memory:
         base.keep_freed_memory = lambda: None
+    if not args.fast_products:
+        processor._onednn_is_exact_here = lambda: False
     data = Data.random(args.rows)
     buffer = data.tianshou()
     head = {

@@ -8,10 +8,15 @@ import functools
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
+from tianshou_ext.errors import InputError
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS = get_args(Precision)
 PROBE = 256
 """Rows and columns of the matrices that are multiplied to see how exact products are."""
 TOLERANCE = 1e-3
@@ -45,6 +50,42 @@ def flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Check that a processor can compute in a precision.
+
+    :raises InputError: if it has no instructions for it, or there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"expected one of {', '.join(PRECISIONS)} as precision, got {precision!r}")
+    if precision == "bf16" and not _has_bf16(device):
+        raise InputError(
+            f"expected a processor with instructions for bfloat16 as {device}, found none; leave "
+            "precision at fp32"
+        )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in older torch
+    return device.type == "cpu" and bool(asked())
+
+
+@contextlib.contextmanager
+def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Compute in a precision, by ``fast_products``.
+
+    :param precision: with ``bf16`` the factors of products are rounded to bfloat16, and so are
+        hidden layers; weights, optimizers and the answers of our networks stay in float32.
+    """
+    rounded: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if precision == "bf16":
+        # Weights change within a step, so their rounded copies must not be kept.
+        rounded = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    with fast_products(device), rounded:
+        yield
 
 
 @contextlib.contextmanager

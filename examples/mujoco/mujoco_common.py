@@ -34,6 +34,7 @@ from tianshou_ext.experiment import (
 )
 from tianshou_ext.policy import OfflinePolicy
 from tianshou_ext.policy.in_context import InContextPolicy, Solo
+from tianshou_ext.processor import Precision
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 LAST = 10
@@ -92,6 +93,8 @@ class OfflineArgs:
     """Use the settings that presets.py has for the method on this data set."""
     compile: bool = False
     """Let gradient steps go through torch.compile; on a CPU that has not made them faster."""
+    precision: Precision = "fp32"
+    """bf16: hidden layers in bfloat16, faster and less exact, where the processor has it."""
     on_divergence: OnDivergence = "stop"
     """stop: end a run that has diverged; warn: say so and go on."""
     online_steps: int = 0
@@ -185,6 +188,7 @@ def train(
         return []
     if args.compile:
         policy.compile_step()
+    policy.set_precision(args.precision)
     if scheduler is not None and not args.online_steps:
         policy.lr_scheduler = scheduler(policy, args.epoch * args.update_per_epoch)
     path = dataset_file(args.dataset, args.task, args.dataset_steps)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tianshou_ext.nn.nets import EnsembleLinear, make_trunk
+from tianshou_ext.nn.nets import EnsembleHead, EnsembleLinear, Head, make_trunk
 
 EDAC_HIDDEN_BIAS, EDAC_ACTOR_HEAD, EDAC_CRITIC_HEAD = 0.1, 1e-3, 3e-3
 """Initial hidden biases, and bounds of the heads' uniform weights and biases: official EDAC code,
@@ -25,7 +25,7 @@ class DeterministicActor(nn.Module):
     def __init__(self, obs_shape: Sequence[int], act_dim: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
         self.trunk, width = make_trunk(obs_shape, hidden_sizes)
-        self.head = nn.Linear(width, act_dim)
+        self.head = Head(width, act_dim)
 
     def forward(self, obs: Tensor, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
         return torch.tanh(self.head(self.trunk(obs))), state
@@ -54,7 +54,7 @@ class GaussianActor(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk, width = make_trunk(obs_shape, hidden_sizes)
-        self.head = nn.Linear(width, 2 * act_dim if state_dependent_std else act_dim)
+        self.head = Head(width, 2 * act_dim if state_dependent_std else act_dim)
         self.log_std = None if state_dependent_std else nn.Parameter(torch.zeros(act_dim))
         self.log_std_bounds = log_std_bounds
         self.tanh_mean = tanh_mean
@@ -141,7 +141,7 @@ class EnsembleCritic(Critics):
             if norm is not None and layer_norm == "after":
                 layers.append(norm)
             width = size
-        layers.append(EnsembleLinear(num, width, 1))
+        layers.append(EnsembleHead(num, width, 1))
         self.members = nn.Sequential(*layers)
         self.num = num
 

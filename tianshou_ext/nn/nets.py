@@ -14,6 +14,20 @@ import torch
 from torch import Tensor, nn
 
 
+class InFloat32(nn.Module):
+    """A layer whose answer is float32 where the others' are bfloat16: values need their digits."""
+
+    def forward(self, x: Tensor, *args: Any) -> Any:
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x, *args)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float(), *args)
+
+
+class Head(InFloat32, nn.Linear):
+    """The last layer of a network."""
+
+
 class NatureCNN(nn.Module):
     """Convolutions of DQN (Mnih et al., Nature 2015): (B, S, 84, 84) to (B, 3136)."""
 
@@ -70,7 +84,7 @@ class Net(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk, width = make_trunk(obs_shape, hidden_sizes)
-        self.head = nn.Linear(width, math.prod(output_shape))
+        self.head = Head(width, math.prod(output_shape))
         self.output_shape = tuple(output_shape)
 
     def forward(self, obs: Tensor, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
@@ -122,6 +136,10 @@ class EnsembleLinear(nn.Module):
         return torch.addmm(self.bias[member], x[0], self.weight[member]).unsqueeze(0)
 
 
+class EnsembleHead(InFloat32, EnsembleLinear):
+    """The last layer of N networks."""
+
+
 class EnsembleNet(nn.Module):
     """N heads of the same kind on shared convolutions: (B, ...) to (N, B, outputs).
 
@@ -140,7 +158,7 @@ class EnsembleNet(nn.Module):
         for size in hidden_sizes:
             layers += [EnsembleLinear(num, width, size), nn.ReLU(inplace=True)]
             width = size
-        layers.append(EnsembleLinear(num, width, outputs))
+        layers.append(EnsembleHead(num, width, outputs))
         self.members = nn.Sequential(*layers)
         self.num = num
 

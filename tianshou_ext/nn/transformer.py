@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tianshou_ext.errors import InputError
-from tianshou_ext.nn.nets import make_trunk
+from tianshou_ext.nn.nets import Head, make_trunk
 
 Variant = Literal["gym", "atari"]
 Pick = Callable[[Tensor], Tensor]
@@ -176,7 +176,7 @@ class DecisionTransformer(nn.Module):
         activation = nn.GELU() if self.is_atari else nn.ReLU()
         self.blocks = nn.ModuleList(Block(width, num_heads, activation) for _ in range(num_layers))
         self.last_norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, act_size, bias=not self.is_atari)
+        self.head = Head(width, act_size, bias=not self.is_atari)
         small = [*self.blocks.modules(), *([self.head, self.embed_act] if self.is_atari else [])]
         for module in small:
             if isinstance(module, nn.Linear | nn.Embedding):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tianshou_ext.nn.nets import make_trunk
+from tianshou_ext.nn.nets import Head, make_trunk
 
 LOG_STD_BOUNDS = (-4.0, 15.0)
 """Of the encoder: official BCQ code; BEAR's and SPOT's are the same."""
@@ -20,7 +20,7 @@ def mlp(width: int, hidden_sizes: Sequence[int], outputs: int) -> nn.Sequential:
     for size in hidden_sizes:
         layers += [nn.Linear(width, size), nn.ReLU()]
         width = size
-    return nn.Sequential(*layers, nn.Linear(width, outputs))
+    return nn.Sequential(*layers, Head(width, outputs))
 
 
 def join(features: Tensor, x: Tensor) -> Tensor:

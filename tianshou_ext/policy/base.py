@@ -32,7 +32,12 @@ from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.learner import Learner
 from tianshou_ext.policy.o3f import check_optimism, optimistic_action
 from tianshou_ext.policy.registry import method_actions
-from tianshou_ext.processor import fast_products, keep_freed_memory
+from tianshou_ext.processor import (
+    Precision,
+    arithmetic,
+    check_precision,
+    keep_freed_memory,
+)
 from tianshou_ext.tianshou_api import ReplayBuffer, TrainingStats
 
 Staged = Replay | Growing | MixedReplay
@@ -101,6 +106,7 @@ class OfflinePolicy(Learner):
         self.online_steps = 0
         """Environment steps taken since it went online."""
         self.eps = 0.0
+        self.precision: Precision = "fp32"
         self._optimism: tuple[int, float] | None = None
         self.on_progress: Callable[[], None] = lambda: None
         """Called now and then while preparing for a data set; a trainer saves the run there."""
@@ -192,7 +198,17 @@ class OfflinePolicy(Learner):
             returns[t] += self.config.gamma * returns[t + 1]
         return returns
 
-    # ---- compilation ----------------------------------------------------------------------
+    # ---- speed ----------------------------------------------------------------------------
+
+    def set_precision(self, precision: Precision) -> None:
+        """Choose what gradient steps compute in, from now on; acting is in float32.
+
+        :param precision: ``fp32``, or ``bf16``: hidden layers in bfloat16, faster on processors
+            that have it and less exact.
+        :raises InputError: if there is no such precision, or the processor lacks it.
+        """
+        check_precision(self.device, precision)
+        self.precision = precision
 
     def compile_step(self) -> None:
         """Let gradient steps go through ``torch.compile`` from now on.
@@ -338,7 +354,7 @@ class OfflinePolicy(Learner):
             keep_freed_memory()
             replay = self._stage(buffer)
             self._staged = (buffer, fill, replay)
-            with fast_products(self.device):
+            with arithmetic(self.device, self.precision):
                 self.on_fit_start(replay)
         _, fill_then, staged = self._staged
         if isinstance(staged, Replay):
@@ -394,7 +410,7 @@ class OfflinePolicy(Learner):
     def learn(self, batch: Any, *args: Any, **kwargs: Any) -> OfflineTrainingStats:
         """Take one gradient step on a Tianshou batch (or on what ``sample`` returns)."""
         step = self._compiled_step or self.gradient_step
-        with fast_products(self.device):
+        with arithmetic(self.device, self.precision):
             metrics = step(self.prepare(batch))
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
