@@ -151,6 +151,13 @@ def test_a_fault_is_found(name: str, tmp_path: Path):
     json.loads(str(look(tmp_path / "b.hdf5", json=True)))
 
 
+def test_infinite_bounds_of_a_space_are_no_hindrance_to_json(tmp_path: Path):
+    space = {"type": "Box", "low": float("-inf"), "high": [1.0, float("inf")]}
+    path = write(tmp_path / "b.hdf5", walks(), provenance={"observation_space": space})
+    report = json.loads(str(look(path, json=True)), parse_constant=pytest.fail)
+    assert report["provenance"]["observation_space"]["high"] == [1.0, "inf"]
+
+
 def edit(path: Path, key: str, values: Any) -> None:
     with h5py.File(path, "r+") as file:
         file[f"_meta/{key}"][...] = values

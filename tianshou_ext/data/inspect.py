@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from json import dumps
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Inspection:
             "findings": [vars(finding) for finding in self.findings],
             "exit_code": self.exit_code,
         }
-        return dumps(report, allow_nan=False)
+        return dumps(_finite(report), allow_nan=False)
 
 
 def inspect(
@@ -95,6 +96,15 @@ def inspect(
         if plot is not None:
             draw(plot, source, actions)
     return found
+
+
+def _finite(values: Any) -> Any:
+    """Return what JSON can hold: NaN and the infinite bounds of a space as text."""
+    if isinstance(values, Mapping):
+        return {key: _finite(inner) for key, inner in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(inner) for inner in values]
+    return str(values) if isinstance(values, float) and not isfinite(values) else values
 
 
 def _head(source: BufferFile) -> dict[str, Any]:
