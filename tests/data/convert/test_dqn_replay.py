@@ -337,6 +337,9 @@ def damage(folder: Path, how: str) -> Path:
     if how == "flags":
         save(terminals, np.full(50, 7, np.uint8))
         return terminals
+    if how in ("no action", "too many actions"):
+        save(actions, np.full(50, -1 if how == "no action" else 18, np.int32))
+        return actions
     if how == "unequal":
         save(actions, np.zeros(49, np.int32))
         return actions
@@ -379,7 +382,19 @@ def damage(folder: Path, how: str) -> Path:
 HOW = (
     *("missing", "count", "nan", "flags", "unequal", "objects", "padding", "short", "cut", "long"),
     *("crc", "empty", "plain", "magic", "huge", "dtype", "shape", "fortran"),
+    *("no action", "too many actions"),
 )
+
+
+def test_the_slot_of_a_number_that_cannot_be_is_named(tmp_path: Path):
+    play(Logger(tmp_path / "logs", 50), 120, 1, mean=15)
+    path = tmp_path / "logs" / "$store$_reward_ckpt.1.gz"
+    with gzip.open(path) as file:
+        rewards = np.load(io.BytesIO(file.read()))
+    rewards[31] = np.nan
+    save(path, rewards)
+    with pytest.raises(InputError, match="reward_ckpt.1.gz: the reward is NaN .* 31"):
+        convert(tmp_path / "logs", tmp_path / "b", progress=False)
 
 
 @pytest.mark.parametrize("how", HOW)

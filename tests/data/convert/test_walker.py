@@ -155,6 +155,8 @@ def damage(path: Path, data: dict[str, Any], how: str) -> None:
         data["action"] = np.array([[Trap()]] * 10, dtype=object)
     elif how == "nan":
         data["reward"][3] = np.nan
+    elif how == "discount":
+        data["discount"][3] = 2
     elif how == "inf":
         data["observation"][3, 1] = np.inf
     elif how == "width":
@@ -186,7 +188,19 @@ def damage(path: Path, data: dict[str, Any], how: str) -> None:
 
 HOW = (
     *("both zero", "neither zero", "missing", "unequal", "shape", "integers", "text", "objects"),
-    *("nan", "inf", "width", "steps", "no step", "short", "bits", "empty", "foreign", "huge"),
+    *(
+        "nan",
+        "inf",
+        "discount",
+        "width",
+        "steps",
+        "no step",
+        "short",
+        "bits",
+        "empty",
+        "foreign",
+        "huge",
+    ),
 )
 
 
@@ -202,6 +216,8 @@ def test_a_bad_file_stops_or_is_left_out(how: str, tmp_path: Path):
         convert(folder, tmp_path / "b", progress=False)
     text = str(caught.value)
     assert text.startswith("expected") and str(bad) in text and "\n" not in text
+    if how == "nan":
+        assert "reward is NaN or infinite in row 3" in text
     assert list(tmp_path.iterdir()) == [folder]
     report = convert(folder, tmp_path / "b", on_error="skip", progress=False)
     assert [fault.file for fault in report.faults] == [str(bad)]

@@ -20,6 +20,7 @@ __all__ = ["STACK", "Part", "frames_of", "plan"]
 
 STACK = 4
 PADDING = STACK - 1  # rows of zeros before every episode
+MAX_ACTIONS = 18  # of an Atari game
 BLOCK_BYTES = 1 << 23  # of frames read at once
 Array = np.ndarray[Any, Any]
 
@@ -170,10 +171,15 @@ def _check_columns(part: Part, columns: dict[str, Array]) -> Array:
     """
     slots, log = part.slots(), part.log
     terminated = columns["terminated"][slots]
-    if not np.isfinite(columns["rew"][slots]).all():
-        raise BadFileError(log.path("$store$_reward"), "rewards that are NaN or infinite")
-    if ((terminated != 0) & (terminated != 1)).any():
-        raise BadFileError(log.path("$store$_terminal"), "terminals other than 0 and 1")
+    act, rew = columns["act"][slots], columns["rew"][slots]
+    for key, wrong, what in (
+        ("rew", ~np.isfinite(rew), "the reward is NaN or infinite"),
+        ("terminated", (terminated != 0) & (terminated != 1), "the terminal is not 0 or 1"),
+        ("act", (act < 0) | (act >= MAX_ACTIONS), f"the action is not 0 to {MAX_ACTIONS - 1}"),
+    ):
+        if wrong.any():
+            slot = slots[np.argmax(wrong)]
+            raise BadFileError(log.path(COLUMNS[key][0]), f"{what} in slot {slot}")
     is_padding = part.is_padding(terminated)
     for key, (name, _) in COLUMNS.items():
         wrong = slots[is_padding][columns[key][slots[is_padding]] != 0]

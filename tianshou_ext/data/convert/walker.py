@@ -165,8 +165,13 @@ def _episode(bits: dict[Path, float], path: Path) -> tuple[str, dict[str, Array]
         return f"holds {rows} rows, but its name says {_steps(path)} steps and so one row more"
     if rows < 2:
         return "has no step"
-    if not all(np.isfinite(values).all() for values in (obs, act, rew, discount)):
-        return "holds numbers that are NaN or infinite"
+    arrays = {"observation": obs, "action": act, "reward": rew, "discount": discount}
+    for key, values in arrays.items():
+        if not np.isfinite(values).all():
+            row = np.argmin(np.isfinite(values.reshape(rows, -1)).all(1))
+            return f"{key} is NaN or infinite in row {row}"
+    if (discount < 0).any() or (discount > 1).any():
+        return f"discounts go from {discount.min():g} to {discount.max():g}, expected 0 to 1"
     raw, shifted = not act[0].any(), not act[-1].any()
     if raw == shifted:
         return (
