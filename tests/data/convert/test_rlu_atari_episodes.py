@@ -214,10 +214,16 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "no rewards": ({"unclipped_rewards": np.ones(2)}, "unequal lengths"),
     "wrong kind": ({"actions": np.ones(5)}, "holds float, expected int"),
     "NaN reward": ({"unclipped_rewards": [1, np.nan, 1, 1, 1.0]}, "NaN or infinite in row 1"),
-    "NaN discount": ({"discounts": [1, 1, 1, 1, np.nan]}, "discounts are NaN"),
+    "NaN discount": ({"discounts": [1, 1, 1, 1, np.nan]}, "the discount is nan in row 4"),
     "early end": ({"discounts": [1, 0, 1, 1, 1.0]}, "goes on"),
-    "negative action": ({"actions": [1, -1, 0, 0, 0]}, "an action is -1"),
+    "negative action": ({"actions": [1, -1, 0, 0, 0]}, "step 1, got the action -1"),
+    "action of no game": ({"actions": [1, 0, 18, 0, 0]}, "step 2, got the action 18"),
+    "discount": ({"discounts": [1, 1, 2, 1, 0.0]}, "the discount is 2 in row 2"),
     "no PNG": ({"observations": [b"x"] * 5}, "step 0, got bytes that are no PNG"),
+    "no PNG at the end": (
+        {"observations": [*episode(4, True)["observations"], b"x"]},
+        "step 4, got bytes that are no PNG",
+    ),
     "no example": (b"\xff\xff\xff", "tf.train.Example"),
     "one step": (episode, "1 steps has no transition"),
 }

@@ -31,7 +31,15 @@ from tianshou_ext.data.convert.png import PngError
 from tianshou_ext.data.convert.tfrecord import RecordError, parse_example, read_records
 from tianshou_ext.errors import InputError
 
-__all__ = ["Example", "Reader", "convert_records", "feature", "missing_shards", "shards"]
+__all__ = [
+    "Example",
+    "Reader",
+    "check_discounts",
+    "convert_records",
+    "feature",
+    "missing_shards",
+    "shards",
+]
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 CHUNK_BYTES, CHUNK_RECORDS = 1 << 18, 1024  # records handed to a process at once
@@ -83,6 +91,17 @@ def feature(example: Example, name: str, kind: Literal["bytes", "float", "int"])
     if found != kind:
         raise InputError(f"feature {name} holds {found}, expected {kind}")
     return values
+
+
+def check_discounts(discounts: Array) -> None:
+    """Check discounts (T,).
+
+    :raises InputError: if one is not 0 to 1.
+    """
+    sound = (discounts >= 0) & (discounts <= 1)  # NaN is neither
+    if not sound.all():
+        step = int(np.argmin(sound))
+        raise InputError(f"the discount is {discounts[step]:g} in row {step}, expected 0 to 1")
 
 
 class Reader(Protocol):

@@ -17,6 +17,7 @@ from tianshou_ext.data.convert.common import Options, Report
 from tianshou_ext.data.convert.png import PngError, decode_grey
 from tianshou_ext.data.convert.records import (
     Example,
+    check_discounts,
     convert_records,
     feature,
     missing_shards,
@@ -27,6 +28,7 @@ from tianshou_ext.errors import InputError
 __all__ = ["convert"]
 
 FRAME = (84, 84)
+MAX_ACTIONS = 18
 
 Array = np.ndarray[Any, Any]
 Rewards = Literal["unclipped", "clipped"]
@@ -89,14 +91,15 @@ class _Episodes:
             )
         if len(act) < 2:
             raise InputError(f"an episode of {len(act)} steps has no transition")
-        if not np.isfinite(discounts).all():
-            raise InputError("discounts are NaN or infinite")
+        check_discounts(discounts)
         # The source's own readers look at the last discount only; the one before belongs to the
         # same transition where discounts are aligned with actions.
         if (discounts[:-2] == 0).any() or (discounts[-2] == 0 and discounts[-1] != 0):
             raise InputError("a discount is 0, but the episode goes on")
-        if (act[:-1] < 0).any():
-            raise InputError(f"an action is {act[:-1].min()}, expected 0 or more")
+        wrong = (act[:-1] < 0) | (act[:-1] >= MAX_ACTIONS)
+        if wrong.any():
+            step = int(np.argmax(wrong))
+            raise InputError(f"step {step}, got the action {act[step]}, expected 0 to 17")
         return frames, act, rew, bool(discounts[-1] == 0)
 
     def rows(self, example: Example) -> int:
@@ -109,14 +112,14 @@ class _Episodes:
         last = np.arange(count) == count - 1
         if not terminal:  # the extra row
             act, rew = np.where(last, 0, act), np.where(last, 0, rew)
-        obs = np.empty((count, *FRAME), dtype=np.uint8)
-        for k in range(count):
+        obs = np.empty((len(frames), *FRAME), dtype=np.uint8)
+        for k, frame in enumerate(frames):
             try:
-                decode_grey(frames[k], obs[k])
+                decode_grey(frame, obs[k])
             except PngError as error:
                 raise InputError(f"step {k}, got {error.reason}") from error
         return {
-            "obs": obs,
+            "obs": obs[:count],
             "act": act[:count],
             "rew": rew[:count],
             "terminated": last & terminal,

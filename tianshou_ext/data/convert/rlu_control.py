@@ -29,6 +29,7 @@ import numpy as np
 from tianshou_ext.data.convert.common import Options, Report
 from tianshou_ext.data.convert.records import (
     Example,
+    check_discounts,
     convert_records,
     feature,
     missing_shards,
@@ -142,8 +143,7 @@ class _Rows:
         is_late = self.layout in ("episodes", "rwrl")
         act = _matrix(example, "action", count + 1, self.act_width)
         discount = feature(example, "discount", "float")[late if is_late else here]
-        if not np.isfinite(discount).all():
-            raise InputError("discounts are NaN or infinite")
+        check_discounts(discount)
         terminated = discount == 0
         if terminated[:-1].any():
             row = int(np.flatnonzero(terminated)[0])
