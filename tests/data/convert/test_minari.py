@@ -545,6 +545,12 @@ def test_columnar_files(kind: str, tmp_path: Path):
         table = pyarrow.table({**padded, **flags, "observations": obs})
         dataset.write_dataset(table, root / f"data/{number}", format=kind)
         (root / f"data/{number}/metadata.json").write_text(json.dumps({"total_steps": steps}))
+    about = root / "data/1/metadata.json"
+    for said, reason in (('{"total_steps": 9}', "says 9 steps, .* hold 2"), ("{}", "is missing")):
+        about.write_text(said)
+        with pytest.raises(InputError, match=f"episode 1: its metadata.json {reason}"):
+            run(root, tmp_path)
+    about.write_text('{"total_steps": 2}')
     buffer = run(root, tmp_path)
     stacked = np.concatenate([columns["observations"][:-1] for columns in episodes])
     assert np.array_equal(buffer.obs["0"], np.float32(stacked))

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from tianshou_ext.data.blocks import mapped_leaves
-from tianshou_ext.data.convert.minari_files import DAMAGE, Source, checked_dataset
+from tianshou_ext.data.convert.minari_files import DAMAGE, Source, checked_dataset, steps_said
 from tianshou_ext.data.convert.minari_spaces import Space, is_nested, joins_actions
 from tianshou_ext.data.convert.minari_values import (
     as_flags,
@@ -47,7 +47,8 @@ def read_episode(
 def _columns(
     source: Source, raw: dict[str, Any], flatten: bool, noted: list[str]
 ) -> dict[str, Any]:
-    rew = as_vector("rewards", raw["rewards"]).astype(np.float32)
+    with np.errstate(over="ignore"):  # infinite values are reported as such later
+        rew = as_vector("rewards", raw["rewards"]).astype(np.float32)
     terminated, truncated = (as_flags(key, raw[key]) for key in ("terminations", "truncations"))
     act = decode(source.actions, raw["actions"], "actions", noted)
     obs = decode(source.observations, raw["observations"], "observations", noted)
@@ -144,6 +145,9 @@ def _read_columnar(source: Source, episode: int) -> dict[str, Any]:
             if key not in table.column_names:
                 raise InputError(f"it lacks {key!r}, it has {table.column_names}")
             columns[key] = pyarrow.concat_arrays(table.column(key).chunks)
+        said, held = steps_said(source, episode), max(0, len(table) - 1)
+        if held != said:
+            raise InputError(f"its metadata.json says {said} steps, its arrays hold {held}")
         # The last row holds an observation only, the rest of it is padding.
         return {
             "observations": _arrow_tree(source.observations, columns["observations"]),

@@ -22,7 +22,7 @@ import numpy as np
 from tianshou_ext.data.convert.minari_spaces import Space, guess_space, parse_space
 from tianshou_ext.errors import InputError
 
-__all__ = ["DAMAGE", "Source", "checked_dataset", "count_steps", "open_dataset"]
+__all__ = ["DAMAGE", "Source", "checked_dataset", "count_steps", "open_dataset", "steps_said"]
 
 MAIN_FILE = "main_data.hdf5"
 COLUMNAR = ("arrow", "parquet")
@@ -181,15 +181,26 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
+def steps_said(source: Source, episode: int) -> int:
+    """Return how many steps an episode of Arrow or Parquet files has by its metadata.
+
+    :raises InputError: if they do not say.
+    """
+    about = source.folder / str(episode) / "metadata.json"
+    try:
+        return max(0, int(_read_json(about)["total_steps"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError("its metadata.json is missing, damaged or without total_steps") from error
+
+
 def count_steps(source: Source) -> list[int]:
     """Return how many steps the episodes have; 0 for one of which that cannot be said."""
     counts = []
     if source.main is None:
         for episode in source.episodes:
             try:
-                about = _read_json(source.folder / str(episode) / "metadata.json")
-                counts.append(max(0, int(about["total_steps"])))
-            except (InputError, KeyError, ValueError, TypeError):
+                counts.append(steps_said(source, episode))
+            except InputError:
                 counts.append(0)
         return counts
     with h5py.File(source.main, "r") as file:
