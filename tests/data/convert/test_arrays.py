@@ -434,7 +434,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "rew holds .2,. a row": {"rewards": np.zeros((N, 2))},
     "terminals is 0.5 in row 0": {"terminals": np.full(N, 0.5)},
     "terminals is nan in row 0": {"terminals": np.full(N, np.nan)},
-    "rows 4 to 6: obs is NaN or infinite in row 1": {"observations": INF},
+    "rows 4 to 6: obs is NaN or infinite in row 5": {"observations": INF},
     "rows 0 to 3: rew is NaN or infinite in row 0": {"rewards": np.full(N, np.nan)},
     "act is negative in row 0": {"actions": np.full(N, -1)},
     "no rows": {k: v[:0] for k, v in columns().items()},
@@ -471,7 +471,7 @@ def test_missing_cells_and_text_in_tables(tmp_path: Path):
     header, *rows = lines
     cut = [*rows[:5], "," + rows[5].split(",", 1)[1], *rows[6:]]
     src.write_text("\n".join([header, *cut]))
-    with pytest.raises(InputError, match="rows 4 to 6: obs is NaN or infinite in row 1"):
+    with pytest.raises(InputError, match="rows 4 to 6: obs is NaN or infinite in row 5"):
         run(src, tmp_path)
     src.write_text("\n".join([header, *rows[:5], "oops," + rows[5].split(",", 1)[1]]))
     with pytest.raises(InputError, match="not numbers"):
@@ -494,6 +494,19 @@ def test_damaged_files_are_refused_in_a_sentence(kind: Any, tmp_path: Path):
             run(src, tmp_path)
         assert "\n" not in str(error.value)
     assert {path.name for path in tmp_path.iterdir()} == {src.name}
+
+
+@pytest.mark.parametrize("kind", [as_npz, as_small_npz])
+def test_a_flipped_bit_in_an_npz_is_not_trained_on(kind: Any, tmp_path: Path):
+    src = kind(columns(), tmp_path)
+    with zipfile.ZipFile(src) as archive:
+        info = archive.getinfo("rewards.npy")
+    data = bytearray(src.read_bytes())
+    data[info.header_offset + 30 + len(info.filename) + info.compress_size] ^= 1
+    src.write_bytes(data)
+    with pytest.raises(InputError, match="checksum|CRC|cannot be read") as error:
+        run(src, tmp_path)
+    assert "rewards" in str(error.value) and not (tmp_path / "b.hdf5").exists()
 
 
 @pytest.mark.parametrize("kind", [as_npz, as_small_npz, as_npy, as_hdf5])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +72,8 @@ BAD = {
     "objects": ({"act": np.array([None] * 3)}, "act holds object, not numbers"),
     "strings": ({"rew": np.array(["1"] * 3)}, "not numbers"),
     "rewards in two dimensions": ({"rew": np.zeros((3, 2))}, r"shape \(3, 2\)"),
+    "no numbers": ({"obs": np.zeros((3, 0), np.float32)}, "obs holds no numbers"),
+    "negative action": ({"act": np.array([0, 0, -1])}, "act is negative in row 2"),
     "no end": ({"terminated": np.zeros(3, bool)}, "ends no episode"),
     "empty": (columns(0), "no rows"),
     "another shape": (
@@ -110,6 +114,29 @@ def test_a_block_that_could_not_be_read_is_a_fault_too(tmp_path: Path):
     with pytest.raises(InputError, match="a.tfrecord, record 3: wrong checksum; repair"):
         write(blocks, tmp_path / "b.hdf5")
     assert write(blocks, tmp_path / "b.hdf5", on_error="skip").rows == 3
+
+
+def test_a_fault_is_named_by_the_row_of_the_source(tmp_path: Path):
+    bad = replace(block(1, rew=np.float32([0, np.inf, 0])), numbers=np.array([7, 9, 11]))
+    with pytest.raises(InputError, match="rew is NaN or infinite in row 9"):
+        write([bad], tmp_path / "b.hdf5")
+
+
+def test_data_without_a_single_terminal_are_reported(tmp_path: Path):
+    ends = {"terminated": np.zeros(3, bool), "truncated": np.arange(3) == 2}
+    notes = write([block(**ends)], tmp_path / "b.hdf5").notes
+    assert any("no row is terminated" in note for note in notes)
+    assert read_provenance(tmp_path / "b.hdf5")["notes"] == notes
+    assert write([block()], tmp_path / "b.hdf5").notes == ["n"]
+
+
+def die(item: int) -> int:
+    os._exit(item)
+
+
+def test_a_killed_process_is_one_sentence():
+    with pytest.raises(OSError, match="expected 2 processes .* one was killed"):
+        list(ordered_map(die, [1], 2))
 
 
 def test_nothing_sound_is_an_error_even_when_faults_are_skipped(tmp_path: Path):

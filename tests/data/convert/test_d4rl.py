@@ -334,6 +334,13 @@ def break_file(path: Path, how: str) -> None:
     with h5py.File(path, "a") as file:
         if how == "group":
             file["observations/x"] = 1
+        if how == "empty rows":
+            for key in ("observations", "next_observations"):
+                file.pop(key, None)
+            file["observations"] = np.zeros((60, 0), np.float32)
+        if how == "negative action":
+            del file["actions"]
+            file["actions"] = np.full(60, -1)
         if how == "objects":
             kind = h5py.vlen_dtype(np.float32)
             file.create_dataset("actions", (60,), kind)
@@ -350,7 +357,7 @@ def break_file(path: Path, how: str) -> None:
 
 BAD = (
     *("missing", "unequal", "text", "objects", "group", "scalar", "wide", "flags", "none"),
-    *("next", "huge", "short", "foreign", "empty"),
+    *("next", "huge", "short", "foreign", "empty", "empty rows", "negative action"),
 )
 
 
@@ -385,7 +392,7 @@ def test_unsound_numbers_stop_or_are_left_out_by_the_episode(key: str, tmp_path:
     starts = np.append(0, np.flatnonzero(data["timeouts"] | data["terminals"]) + 1)
     data[key][starts[4] + 1] = np.nan
     path = write(tmp_path / "a.hdf5", data)
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(InputError, match=f"NaN or infinite in row {starts[4] + 1}"):
         convert(path, tmp_path / "b", progress=False)
     report = convert(path, tmp_path / "b", on_error="skip", progress=False)
     assert len(report.faults) == 1 and str(starts[4]) in report.faults[0].record

@@ -222,7 +222,7 @@ def _read_blocks(src: Path, episodes: Sequence[tuple[Table, int, int]]) -> Itera
         for episode in episodes:
             yield from _read_blocks(src, [episode])
     else:
-        yield Block(columns, str(src), record)
+        yield Block(columns, str(src), record, numbers=table.numbers(start, stop))
 
 
 def _finite(columns: Mapping[str, Array]) -> bool:

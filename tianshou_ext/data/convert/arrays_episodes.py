@@ -196,6 +196,14 @@ class Table:
         }
         return {key: values[~lost] for key, values in columns.items()} if lost.any() else columns
 
+    def numbers(self, start: int, stop: int) -> Array:
+        """Return the row of the table that each row of ``block`` is, or follows as its end."""
+        rows = np.arange(start, stop)
+        if self.stacked:
+            extra = np.flatnonzero(self._extra(start, stop))
+            return np.insert(rows, extra + 1, rows[extra])
+        return rows[~self.lost[start:stop]]
+
     def _frames(
         self,
         start: int,

@@ -38,6 +38,7 @@ SUFFIXES: dict[str, Format] = {
     ".pkl": "pickle",
     ".pickle": "pickle",
 }
+CRC_BYTES = 1 << 24  # read at once
 MAX_RATIO = 4096  # bytes of an HDF5 array per byte of its file; deflate reaches 1032
 DAMAGE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError),
@@ -144,7 +145,9 @@ def _from_npz(path: Path) -> Columns:
                 with path.open("rb") as file:
                     file.seek(info.header_offset + 26)
                     lengths = struct.unpack("<HH", file.read(4))
-                columns[name] = _npy(path, info.header_offset + 30 + sum(lengths))
+                start = info.header_offset + 30 + sum(lengths)
+                columns[name] = _npy(path, start)
+                _check_crc(path, start, info)
                 continue
             with archive.open(info) as member:
                 shape, fortran, dtype = _npy_header(path, member)
@@ -154,9 +157,26 @@ def _from_npz(path: Path) -> Columns:
                         f"expected {name} in {path} to hold {needed} bytes, got fewer; make or "
                         "copy the file again"
                     )
-                data = member.read(needed)
+                data = member.read()[:needed]  # to the end, where the checksum is compared
             columns[name] = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
     return columns
+
+
+def _check_crc(path: Path, start: int, info: zipfile.ZipInfo) -> None:
+    """Check the bytes of a member that is not compressed, and so is mapped.
+
+    :raises InputError: if they do not have the archive's checksum.
+    """
+    crc, left = 0, info.file_size
+    with path.open("rb") as file:
+        file.seek(start)
+        while left and (data := file.read(min(left, CRC_BYTES))):
+            crc, left = zlib.crc32(data, crc), left - len(data)
+    if left or crc != info.CRC:
+        raise InputError(
+            f"expected {info.filename} in {path} to have the archive's checksum, got another; the "
+            "file is damaged, make or copy it again"
+        )
 
 
 def _from_hdf5(path: Path, opened: contextlib.ExitStack) -> Columns:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
@@ -19,7 +20,8 @@ from typing import Any, Literal, TypedDict, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from tianshou_ext.data.writer import BufferWriter, Compression, bytes_of_row, flat_columns
+from tianshou_ext.data.convert.check import wrong_with
+from tianshou_ext.data.writer import BufferWriter, Compression, bytes_of_row
 from tianshou_ext.errors import InputError
 
 __all__ = [
@@ -116,6 +118,8 @@ class Block:
     record: str
     continued: bool = False
     """The next block goes on with the last episode, so the last row needs no flag."""
+    numbers: np.ndarray[Any, Any] | None = None
+    """(K,) the rows' numbers in the source, where it counts rows and not records."""
 
 
 @dataclass
@@ -227,6 +231,8 @@ def ordered_map(
     """Apply a picklable function to items, in order, in ``jobs`` processes.
 
     At most two results a process wait to be taken, so memory stays bounded.
+
+    :raises OSError: if a process is killed.
     """
     if jobs == 1:
         yield from map(function, items)
@@ -244,6 +250,12 @@ def ordered_map(
                     yield waiting.pop(0).result()
             while waiting:
                 yield waiting.pop(0).result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                f"expected {jobs} processes to work to the end, but one was killed or could not "
+                "start; pass --jobs 1 or make room in memory, and in a script of your own convert "
+                'below if __name__ == "__main__"'
+            ) from error
         finally:
             for future in waiting:
                 future.cancel()
@@ -336,6 +348,11 @@ def write_blocks(
         for row, obs in (late_obs or {}).items():
             writer.overwrite(row, obs=obs)
         report.notes += notes
+        if not report.terminated and not any("d_t = 0" in note for note in report.notes):
+            report.notes.append(
+                "no row is terminated, so every target bootstraps: right where episodes end by "
+                "time only, else the terminals were lost"
+            )
         if report.both_flags:
             report.notes.append(
                 f"{report.both_flags} rows are both terminated and truncated, kept so: a target "
@@ -374,25 +391,5 @@ def announce(writer: BufferWriter, columns: Mapping[str, Any], size: int, bar: A
 
 def check_block(block: Block) -> Fault | None:
     """Return what would ruin training on a block, or None."""
-    columns = block.columns
-
-    def fault(reason: str) -> Fault:
-        return Fault(block.file, block.record, reason)
-
-    flat = flat_columns(columns)
-    lengths = {path: len(values) for path, values in flat.items()}
-    if len(set(lengths.values())) != 1:
-        return fault(f"columns of unequal length, {lengths}")
-    if lengths["rew"] == 0:
-        return fault("no rows")
-    for path, values in flat.items():
-        if values.dtype.kind not in "biuf":
-            return fault(f"{path} holds {values.dtype}, not numbers")
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            row = int(np.nonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0][0])
-            return fault(f"{path} is NaN or infinite in row {row}")
-    if flat["rew"].ndim != 1:
-        return fault(f"rewards have the shape {flat['rew'].shape}, expected (N,)")
-    if not (block.continued or columns["terminated"][-1] or columns["truncated"][-1]):
-        return fault("the last row ends no episode")
-    return None
+    reason = wrong_with(block.columns, block.numbers, ends=not block.continued)
+    return None if reason is None else Fault(block.file, block.record, reason)

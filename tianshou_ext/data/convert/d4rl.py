@@ -385,7 +385,7 @@ def _blocks(
             "truncated": truncated[here],
             "obs_next": obs_next,
         }
-        return Block(columns, str(source.path), f"rows {start} to {stop - 1}")
+        return Block(columns, str(source.path), f"rows {start} to {stop - 1}", numbers=here)
 
     for group in _groups(source, episode[rows], rows):
         try:
