@@ -97,6 +97,24 @@ def test_no_pickle_in_a_file(discrete_buffer, tmp_path: Path):
     assert {"_meta/obs", "_meta/done", "last_index", "_indices"} <= set(tagged)
 
 
+@pytest.mark.parametrize("parts", [1, 2], ids=["ring", "vector"])
+def test_the_numbers_in_info_are_saved_with_their_rows(parts, tmp_path: Path):
+    buffer = ReplayBuffer(5) if parts == 1 else VectorReplayBuffer(10, 2)
+    for k in range(8):
+        obs = np.full(2, k)
+        row = Batch(obs=obs, act=k, rew=float(k), terminated=k == 7, truncated=False, obs_next=obs)
+        row.update(info={"at": np.array([k, -k]), "of": {"seed": k}, "who": f"player {k}"})
+        rows = [row] if parts == 1 else [row, row]
+        buffer.add(row if parts == 1 else Batch.stack(rows))
+    save_buffer(buffer, tmp_path / "b.hdf5", {"seed": 3})
+    for loaded in (load_buffer(tmp_path / "b.hdf5"), ReplayBuffer.load_hdf5(tmp_path / "b.hdf5")):
+        assert np.array_equal(loaded.info["at"], loaded.act[:, None] * [1, -1])
+        assert np.array_equal(loaded.info.of.seed, loaded.act)
+        assert loaded.act.tolist() == [3, 4, 5, 6, 7] * parts
+    about = read_provenance(tmp_path / "b.hdf5")
+    assert about["info_left_out"] == ["info/who"] and about["seed"] == 3
+
+
 @pytest.mark.parametrize("frames", [False, True], ids=["vectors", "frames"])
 def test_a_wrapped_ring_is_saved_oldest_first(frames, make_buffer, tmp_path: Path):
     full = make_buffer("pixel" if frames else "vector", "discrete")
@@ -471,6 +489,31 @@ def test_a_fill_state_beyond_the_rows_gives_one_sentence(key, value, discrete_bu
     with h5py.File(path, "a") as file:
         file.attrs[key] = value
     expect_one_sentence(path, "expected a buffer of 27 rows")
+
+
+def test_links_to_nothing_and_state_that_is_none_give_one_sentence(discrete_buffer, tmp_path: Path):
+    path = tmp_path / "b.hdf5"
+    for column in ("obs", "rew", "done"):
+        save_buffer(discrete_buffer, path)
+        with h5py.File(path, "a") as file:
+            del file["_meta"][column]
+            file["_meta"][column] = h5py.SoftLink("/nowhere")
+        expect_one_sentence(path, f"/_meta/{column} is a link to nothing")
+    save_buffer(discrete_buffer, path)
+    with h5py.File(path, "a") as file:
+        file["_meta/info/x"] = h5py.ExternalLink("none.hdf5", "/x")
+    assert len(load_buffer(path)) == len(discrete_buffer)
+    for place, key, value in (("/", "_size", "x"), ("options", "stack_num", 0)):
+        save_buffer(discrete_buffer, path)
+        with h5py.File(path, "a") as file:
+            file[place].attrs[key] = value
+        expect_one_sentence(path, "expected a complete Tianshou buffer")
+    with h5py.File(path, "a") as file:
+        file["options"].attrs["stack_num"] = 1
+        del file["_meta/rew"]
+        file["_meta/rew"] = np.array([b"1"] * len(discrete_buffer))
+        file["_meta/rew"].attrs["__data_type__"] = "ndarray"
+    expect_one_sentence(path, "expected numbers for rew")
 
 
 def test_sub_buffers_of_several_sizes_are_refused(discrete_buffer, tmp_path: Path):

@@ -19,6 +19,7 @@ __all__ = ["load_buffer", "load_rl_unplugged", "read_provenance"]
 PROVENANCE = "tianshou_ext"  # the root attribute with what the writer recorded, as JSON
 FRAMES = "frames"  # the root dataset (M, S+1, ...) whose views are obs and obs_next
 FLAGS = ("terminated", "truncated", "done")
+COLUMNS = ("obs", "obs_next", "act", "rew", *FLAGS)
 PLAIN = {"ndarray", "Tensor"}
 ZSTD = 32015  # the number of HDF5's filter
 
@@ -74,7 +75,11 @@ def _meta(path: Path, group: h5py.Group, mapped: bool) -> Batch:
     columns: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     for key, item in group.items():
-        if isinstance(item, h5py.Group):
+        needed = f"{group.name}/{key}".split("/")[2] in COLUMNS
+        if item is None:
+            if needed:
+                raise KeyError(f"{group.name}/{key} is a link to nothing")
+        elif isinstance(item, h5py.Group):
             columns[key] = _meta(path, item, mapped)
         elif item.attrs.get("__data_type__") in PLAIN and item.is_virtual:
             # Views of the frames that obs and obs_next share, read or mapped once.
@@ -84,7 +89,7 @@ def _meta(path: Path, group: h5py.Group, mapped: bool) -> Batch:
             columns[key] = frames[:, 1:] if key == "obs_next" else frames[:, :-1]
         elif item.attrs.get("__data_type__") in PLAIN:
             columns[key] = _array(path, item, mapped)
-        elif key in ("obs", "obs_next", "act", "rew", *FLAGS):
+        elif needed:
             raise InputError(
                 f"expected {item.name} in {path} to be an array of numbers, got a pickled object, "
                 "which is not loaded because unpickling can run code; save it again as an array"
@@ -113,12 +118,17 @@ def load_buffer(path: str | Path, *, mapped: bool = True) -> ReplayBuffer:
         try:
             meta = _meta(path, file["_meta"], mapped)
             state = {key: _plain(value) for key, value in file.attrs.items()}
+            state |= {key: int(state[key]) for key in required}
             options = {key: _plain(value) for key, value in file["options"].attrs.items()}
+            if int(options.get("stack_num", 1)) < 1:
+                raise ValueError(f"stack_num is {options['stack_num']}")
             last_index = file["last_index"][()]
             is_vector = "_extend_offset" in file
             sub_edges = file["_extend_offset"][()] if is_vector else None
             lengths: Any = file["_lengths"][()] if is_vector else None
-        except (OSError, KeyError) as error:
+        except InputError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"expected a complete Tianshou buffer in {path}, but reading it failed "
                 f"({' '.join(str(error).split())}); make or copy it again"
@@ -190,6 +200,11 @@ def _check_columns(path: Path, meta: Batch, size: int) -> None:
     lengths = {key: len(meta[key]) if meta[key].shape else 0 for key in stored}
     if set(lengths.values()) != {size}:
         raise InputError(f"expected {size} rows of each column in {path}, got {lengths}")
+    for key in ("rew", *FLAGS):
+        if meta[key].dtype.kind not in "biuf":
+            raise InputError(
+                f"expected numbers for {key} in {path}, got {meta[key].dtype}; convert it"
+            )
 
 
 def load_rl_unplugged(path: str | Path, *, mapped: bool = True) -> ReplayBuffer:

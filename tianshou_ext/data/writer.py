@@ -31,6 +31,7 @@ from tianshou.data import Batch
 
 from tianshou_ext import __version__
 from tianshou_ext.data.hdf5 import FRAMES, PROVENANCE
+from tianshou_ext.data.info import numbers_in
 from tianshou_ext.data.replay import neighbours
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
@@ -307,7 +308,8 @@ def save_buffer(
 ) -> None:
     """Write the transitions of a buffer in memory, oldest first, as ``BufferWriter`` does.
 
-    Episodes that the buffer cut off (still running when it was saved) become truncated.
+    Episodes that the buffer cut off (still running when it was saved) become truncated. Of
+    ``info``, arrays of numbers are kept; the provenance names what else was there.
 
     :param buffer: one that stacks uint8 frames (``stack_num`` > 1) is written with one frame a
         row; any other with ``obs_next``.
@@ -339,12 +341,14 @@ def save_buffer(
                 "expected transitions with a known successor to save, got only truncated rows "
                 "without obs_next; store obs_next"
             )
+    info, left_out = numbers_in(getattr(buffer, "info", None), buffer.maxsize)
+    about = {"info_left_out": left_out} if left_out else {}
     writer = BufferWriter(
         path,
         len(rows),
         stack_num=buffer.stack_num,
         save_obs_next=not stacked,
-        provenance=provenance,
+        provenance={**about, **(provenance or {})},
     )
     with writer:
         for start in range(0, len(rows), 4096):
@@ -358,6 +362,8 @@ def save_buffer(
             }
             if not stacked:
                 columns["obs_next"] = source_next[rows_next[here]]
+            if info:
+                columns["info"] = Batch(info)[rows[here]]
             writer.append(**columns)
 
 
