@@ -170,6 +170,15 @@ def test_merging_says_which_info_the_files_do_not_share(tmp_path: Path):
     assert not info_of(tmp_path / "out").keys() and "info/of/seed" in str(report)
 
 
+def test_rewards_that_are_nan_are_not_copied_in_silence(tmp_path: Path):
+    columns = episodes()
+    columns["rew"] = np.where(np.arange(len(columns["rew"])) == 3, np.nan, columns["rew"])
+    paths = [write(tmp_path / name, columns) for name in ("a", "b")]
+    report = merge(paths, out=tmp_path / "out", progress=False)
+    assert report.notes == ["2 rewards of the source are NaN or infinite: repair them"]
+    assert read_provenance(tmp_path / "out")["notes"] == report.notes
+
+
 def test_files_that_differ_are_not_merged(tmp_path: Path):
     base = write(tmp_path / "a", episodes())
     flat = episodes()

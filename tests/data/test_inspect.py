@@ -158,6 +158,22 @@ def test_infinite_bounds_of_a_space_are_no_hindrance_to_json(tmp_path: Path):
     assert report["provenance"]["observation_space"]["high"] == [1.0, "inf"]
 
 
+def test_the_columns_of_info_are_listed(tmp_path: Path):
+    path = write(tmp_path / "b.hdf5", {**walks(), "info": {"at": {"x": np.zeros((ROWS, 2))}}})
+    with h5py.File(path, "a") as file:
+        file["_meta/info/gone"] = h5py.SoftLink("/nowhere")
+    report = look(path)
+    assert report.figures["info"] == {"info/at/x": {"shape": [2], "dtype": "float64"}}
+    assert "info        info/at/x (2,) float64, info/gone (no numbers)" in str(report)
+
+
+def test_infinite_rewards_are_found_without_a_warning_of_numpy(tmp_path: Path, recwarn: Any):
+    rewards = np.where(np.arange(ROWS) % 2, np.inf, -np.inf)
+    path = write(tmp_path / "b.hdf5", {**walks(), "rew": rewards})
+    assert "rewards are NaN or infinite" in found(look(path), "error")
+    assert not [str(one.message) for one in recwarn]
+
+
 def edit(path: Path, key: str, values: Any) -> None:
     with h5py.File(path, "r+") as file:
         file[f"_meta/{key}"][...] = values
@@ -477,6 +493,21 @@ def overfull(path: Path) -> None:
         file.attrs["_size"] = 10_000
 
 
+def broken_link(path: Path) -> None:
+    write(path, walks())
+    with h5py.File(path, "a") as file:
+        del file["_meta/obs"]
+        file["_meta/obs"] = h5py.SoftLink("/nowhere")
+
+
+def half_a_flag(path: Path) -> None:
+    write(path, walks())
+    with h5py.File(path, "a") as file:
+        del file["_meta/terminated"]
+        file["_meta/terminated"] = np.full(ROWS, 0.5)
+        file["_meta/terminated"].attrs["__data_type__"] = "ndarray"
+
+
 def bad_json(path: Path) -> None:
     write(path, walks())
     with h5py.File(path, "r+") as file:
@@ -487,7 +518,8 @@ def bad_json(path: Path) -> None:
     "make",
     [
         garbage, zero, half, d4rl, without("rew"), without("obs"), without("done"), unequal,
-        pickled, overfull, bad_json, Path.mkdir, lambda path: None,
+        pickled, overfull, bad_json, broken_link, half_a_flag,
+        Path.mkdir, lambda path: None,
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_in_one_sentence(make: Any, tmp_path: Path):

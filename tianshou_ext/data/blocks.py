@@ -75,6 +75,9 @@ class BufferFile:
             )
         recorded = json.loads(attrs.get(PROVENANCE, "{}"))
         self.provenance: dict[str, Any] = recorded if isinstance(recorded, dict) else {}
+        for key in ("notes", "made_from"):
+            if not isinstance(self.provenance.get(key), list):
+                self.provenance.pop(key, None)
         options = file["options"].attrs if "options" in file else {}
         self.stack_num = int(options.get("stack_num", attrs.get("stack_num", 1)))
         self._ranges = self._filled_ranges()
@@ -86,7 +89,7 @@ class BufferFile:
         self.unread_info: list[str] = []
         """Paths in ``info`` of what cannot be read: pickled objects, texts."""
         if "info" in file["_meta"]:
-            self._find_info(file["_meta"]["info"], "info", int(attrs["maxsize"]))
+            self._find_info(file["_meta"].get("info"), "info", int(attrs["maxsize"]))
         self.shared_frames = FRAMES in self._columns
         self.save_obs_next = self.shared_frames or (
             not options.get("ignore_obs_next", False)
@@ -101,7 +104,7 @@ class BufferFile:
         else:
             self._check_columns(int(attrs["maxsize"]))
             self.rew = self._read(self._columns.pop("rew"), 0, self.rows)
-            flags = [self._read(self._columns.pop(k), 0, self.rows).astype(bool) for k in FLAGS]
+            flags = [self._flags(key) for key in FLAGS]
             self.terminated, self.truncated, self.done = flags
         self.open_ends = np.zeros(self.rows, np.bool_)
         """(N,) the newest row of a (sub-)buffer where its episode goes on."""
@@ -152,6 +155,8 @@ class BufferFile:
             path = prefix + key
             if path.split("/")[0] not in wanted:
                 continue
+            if item is None:
+                raise KeyError(f"{group.name}/{key} is a link to nothing")
             if isinstance(item, h5py.Group):
                 self._find_columns(item, f"{path}/")
             elif item.attrs.get("__data_type__") not in PLAIN:
@@ -164,6 +169,16 @@ class BufferFile:
                 self._columns[FRAMES] = self._file[FRAMES]
             else:
                 self._columns[path] = item
+
+    def _flags(self, key: str) -> Array:
+        flags = self._read(self._columns.pop(key), 0, self.rows)
+        wrong = np.flatnonzero((flags != 0) & (flags != 1))
+        if len(wrong):
+            raise InputError(
+                f"expected {key} of 0 and 1 in {self.path}, got {flags[wrong[0]]} in row "
+                f"{wrong[0]}; make it again"
+            )
+        return flags.astype(bool)
 
     def _find_info(self, item: Any, path: str, size: int) -> None:
         if isinstance(item, h5py.Group):
@@ -295,7 +310,8 @@ class BufferFile:
         """Return each episode's sum of rewards over its transitions, (E,) float64."""
         starts, _ = self.episodes()
         rewards = np.where(self.transitions, self.rew, 0).astype(np.float64)
-        return np.add.reduceat(rewards, starts) if len(starts) else np.zeros(0)
+        with np.errstate(invalid="ignore"):  # infinite rewards of both signs: NaN
+            return np.add.reduceat(rewards, starts) if len(starts) else np.zeros(0)
 
     def lengths(self) -> Array:
         """Return each episode's number of transitions, (E,)."""

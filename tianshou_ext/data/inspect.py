@@ -117,6 +117,8 @@ def _head(source: BufferFile) -> dict[str, Any]:
         "stores_obs_next": source.save_obs_next,
         "shared_frames": source.shared_frames,
         "columns": {k: {"shape": list(s), "dtype": d} for k, (s, d) in source.specs.items()},
+        "info": {k: {"shape": list(s), "dtype": d} for k, (s, d) in source.info_specs.items()},
+        "info_unread": source.unread_info,
         "provenance": source.provenance,
     }
 

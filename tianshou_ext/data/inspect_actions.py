@@ -89,7 +89,7 @@ def _of_continuous(path: str, spread: Spread) -> Iterator[Finding]:
         share = 100 * np.max(spread.outside) / spread.seen
         yield Finding(
             "warning",
-            f"{path} leaves [-1, 1], in up to {share:.2g} % of the rows of a dimension",
+            f"{path} leaves [-1, 1], in up to {share:.3g} % of the rows of a dimension",
             "policies act in [-1, 1]: scale the actions by the bounds of the action space",
         )
     if spread.constant():

@@ -61,7 +61,7 @@ def look_at_observations(
     if seen.differ:
         yield Finding(
             "error" if unlike > DISAGREE else "warning",
-            f"obs_next differs from the next row's obs in {100 * unlike:.2g} % of "
+            f"obs_next differs from the next row's obs in {100 * unlike:.3g} % of "
             f"{seen.compared:,} rows inside episodes ({some_rows(seen.first_differ)})",
             "rows are shuffled, or an episode's end is not flagged there: mark these rows "
             "truncated, or convert again",
@@ -83,7 +83,7 @@ def look_at_observations(
     if repeated > 0.01:
         yield Finding(
             "warning" if repeated > 0.5 else "note",
-            f"{100 * repeated:.2g} % of consecutive rows have equal obs",
+            f"{100 * repeated:.3g} % of consecutive rows have equal obs",
             "padding or repeated logging, if the environment does not stand still that often",
         )
 

@@ -39,6 +39,10 @@ def report_lines(file: Path, f: Mapping[str, Any]) -> Iterator[str]:
         f"{path} {tuple(spec['shape'])} {spec['dtype']}" for path, spec in f["columns"].items()
     )
     yield f"layout      {columns}; {layout}, stack_num {f['stack_num']}"
+    info = [f"{path} {tuple(spec['shape'])} {spec['dtype']}" for path, spec in f["info"].items()]
+    info += [f"{path} (no numbers)" for path in f["info_unread"]]
+    if info:
+        yield f"info        {', '.join(info)}"
     yield from _report_provenance(f["provenance"])
     if "terminated" in f:
         yield (
@@ -57,7 +61,7 @@ def report_lines(file: Path, f: Mapping[str, Any]) -> Iterator[str]:
     if "looked_at" in f:
         yield (
             f"looked at   {f['looked_at']:,} of {f['rows']:,} rows' observations: "
-            f"{100 * f['repeats']['share']:.2g} % of neighbours equal, "
+            f"{100 * f['repeats']['share']:.3g} % of neighbours equal, "
             f"{f['jumps']['count']:,} jumps, obs_next "
             + (
                 f"differs from the next row in {f['obs_next']['differ']:,} of "

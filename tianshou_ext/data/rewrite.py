@@ -74,6 +74,9 @@ def rewrite(
         raise InputError(f"expected rows in {first.path}, got an empty buffer")
     info = _common_info(sources)
     notes = [*notes, *_info_notes(sources, info)]
+    unsound = ~np.isfinite(np.concatenate([source.rew for source in sources])[kept])
+    if unsound.any():
+        notes.append(f"{unsound.sum()} rewards of the source are NaN or infinite: repair them")
     report = Report(command, out, notes=notes)
     ordered = all(source.ordered for source in sources)
     writer = BufferWriter(

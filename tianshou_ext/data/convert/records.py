@@ -228,7 +228,8 @@ def _convert(
     for file, number, record in chunk:
         name = f"record {number}"
         try:
-            block = Block(reader.columns(parse_example(record)), file, name)
+            with np.errstate(over="ignore"):  # infinite values are reported as such below
+                block = Block(reader.columns(parse_example(record)), file, name)
         except InputError as error:
             results.append(Fault(file, name, _reason(error)))
             continue
