@@ -107,7 +107,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # foreign bytes make the unpickler raise anything
         # torch's first line tells how to load the file unsafely; what follows says why it fails.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition(" Please use")[0]
-        first = (reason.splitlines() or [type(error).__name__])[0]
+        first = next(iter(reason.strip().splitlines()), type(error).__name__)
         raise InputError(
             f"expected a checkpoint of tensors and plain values at {path}, got a file that cannot "
             f"be read as one ({first}); it is foreign or truncated, use another"

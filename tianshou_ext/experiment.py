@@ -49,12 +49,24 @@ def check_device(device: str) -> None:
     :raises InputError: if it is not.
     """
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # which fails on "meta", whose tensors hold nothing
     except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
+        first = str(error).splitlines()[0].partition(". ")[0]
         raise InputError(
             f"expected a device that torch can use, got {device!r} ({first}); pass --device cpu"
         ) from error
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use so many threads on the CPU; as many as it chooses if None.
+
+    :raises InputError: if there are fewer than 1.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"expected threads of at least 1, got {threads}; change it")
+    torch.set_num_threads(threads)
 
 
 def config_options(method: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tianshou_ext.experiment import (
     make_policy,
     render_mode,
     run_folder,
+    use_threads,
     watch,
 )
 from tianshou_ext.policy import OfflinePolicy
@@ -99,7 +100,8 @@ MAX_SMOKE_FRAMES = 400
 def player_buffer(task: str, size: int, eps: float, frames_stack: int, seed: int = 0) -> Path:
     """Return the scripted player's data set, logging it if the cache has none yet."""
     player = make_player(task)
-    name = f"{task.replace('/', '_')}_player_eps{eps:g}_{size}_seed{seed}.hdf5"
+    stack = "" if frames_stack == 4 else f"_stack{frames_stack}"
+    name = f"{task.replace('/', '_')}_player_eps{eps:g}_{size}_seed{seed}{stack}.hdf5"
     path = cache_folder() / "atari" / name
     if path.exists():
         return path
@@ -165,8 +167,7 @@ def train(args: OfflineArgs, algorithm: str, method: str) -> list[dict[str, floa
     :param algorithm: the name in the run's folder: cql, il, ...
     """
     limit = apply_smoke(args)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     env = make_atari_env(args.task, seed=args.seed, frame_stack=args.frames_stack)
     policy = build_policy(args, method, env)
     folder = run_folder(args.logdir, args.task, algorithm, args.seed)

@@ -7,7 +7,6 @@ python atari_qrdqn.py --task PongNoFrameskip-v4 --watch --eps-test 0.2 --buffer-
 
 from dataclasses import dataclass
 
-import torch
 from atari_common import AtariArgs, apply_smoke, build_policy, greedy, watch_policy
 from tianshou.data import VectorReplayBuffer
 
@@ -15,7 +14,7 @@ from tianshou_ext.cli import launch
 from tianshou_ext.data.collect import collect_atari
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
 from tianshou_ext.errors import InputError
-from tianshou_ext.experiment import link_best, make_test_collector, run_folder
+from tianshou_ext.experiment import link_best, make_test_collector, run_folder, use_threads
 from tianshou_ext.tianshou_api import Collector, run_online
 from tianshou_ext.trainer import RunLogger
 
@@ -80,8 +79,7 @@ def main(args: Args) -> None:
     limit = apply_smoke(args)
     if args.smoke:
         args.epoch, args.step_per_epoch, args.step_per_collect, args.training_num = 1, 20, 10, 1
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     env = make_atari_env(args.task, seed=args.seed, frame_stack=args.frames_stack)
     policy = build_policy(args, "discrete_cql", env)
     folder = run_folder(args.logdir, args.task, "qrdqn", args.seed)

@@ -26,7 +26,14 @@ from tianshou_ext.envs.cellworld import OBSERVATION_NAMES, make_cellworld_env, u
 from tianshou_ext.envs.cellworld_cache import SOURCE
 from tianshou_ext.envs.mujoco import SeededVectorEnv
 from tianshou_ext.errors import InputError
-from tianshou_ext.experiment import config_options, fit, make_policy, run_folder, watch
+from tianshou_ext.experiment import (
+    config_options,
+    fit,
+    make_policy,
+    run_folder,
+    use_threads,
+    watch,
+)
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 PUBLIC_DATA = (
@@ -127,8 +134,7 @@ def train(args: OfflineArgs, name: str, method: str) -> list[dict[str, float]]:
     if args.smoke:
         args.batch_size, args.test_num, args.epoch, args.update_per_epoch = 8, 1, 1, 3
         args.episodes, limit = min(args.episodes, 2), {"max_steps": SMOKE_STEPS}
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     if args.episodes < 0:
         raise InputError(f"expected 0 episodes or more for the report, got {args.episodes}")
     env_options: dict[str, Any] = {

@@ -30,6 +30,7 @@ from tianshou_ext.experiment import (
     make_policy,
     render_mode,
     run_folder,
+    use_threads,
     watch,
 )
 from tianshou_ext.policy import OfflinePolicy
@@ -168,8 +169,7 @@ def train(
     """
     name = name or method
     limit = apply_smoke(args)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     args.task = resolve_task(args.task)
     options = resolve_options(args, method, name, config_defaults or {})
     args.batch_size = options.pop("batch_size", 256)

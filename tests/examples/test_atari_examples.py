@@ -79,6 +79,11 @@ def test_watch_without_a_display_writes_a_video(tmp_path, capsys):
     assert "score" in capsys.readouterr().out
 
 
+def test_other_stacks_of_frames_have_a_data_set_of_their_own(tmp_path):
+    for stack in (4, 3):
+        run("il", tmp_path / str(stack), frames_stack=stack)
+
+
 def test_rl_unplugged_keys(tmp_path):
     import h5py
 
@@ -130,6 +135,11 @@ def test_a_buffer_that_does_not_fit_the_task(content, sentence, tmp_path):
         ({"resume_path": "absent.pth"}, "expected a checkpoint at absent.pth"),
         ({"device": "cuda:99"}, "expected a device"),
         ({"device": "no"}, "expected a device"),
+        ({"device": "meta"}, "expected a device"),
+        ({"threads": 0}, "expected threads of at least 1, got 0"),
+        ({"seed": -1}, "expected a seed of at least 0, got -1"),
+        ({"eps": 1.5}, r"expected a share of random actions in \[0, 1\], got 1.5"),
+        ({"eps_test": -0.1}, r"expected a share of random actions in \[0, 1\], got -0.1"),
         ({"watch": True, "smoke": False}, "expected --resume-path"),
         ({"gamma": 1.5}, r"expected gamma in \[0, 1\], got 1.5"),
     ],

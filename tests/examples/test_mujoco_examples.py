@@ -172,6 +172,8 @@ def test_data_that_do_not_fit_the_task(content, sentence, tmp_path):
         ({"dataset": "absent.hdf5"}, "expected a data set, got 'absent.hdf5'"),
         ({"resume_path": "absent.pth"}, "expected a checkpoint at absent.pth"),
         ({"device": "cuda:99"}, "expected a device"),
+        ({"threads": -1}, "expected threads of at least 1, got -1"),
+        ({"seed": -1}, "expected a seed of at least 0, got -1"),
         ({"watch": True, "smoke": False}, "expected --resume-path"),
         ({"gamma": 1.5}, r"expected gamma in \[0, 1\], got 1.5"),
     ],

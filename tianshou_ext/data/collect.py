@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.envs.atari import make_atari_env
+from tianshou_ext.errors import InputError
 
 BLOCK = 1024
 """Rows written at once."""
@@ -50,7 +51,10 @@ def collect_atari(
     :param seed: of the game and of the random actions.
     :param max_episode_frames: emulator frames until a time-out; the protocol's 108,000 if None.
     :return: the provenance: behaviour's scores, seed, and what was passed in.
+    :raises InputError: if ``eps`` is no share.
     """
+    if not 0.0 <= eps <= 1.0:
+        raise InputError(f"expected a share of random actions in [0, 1], got {eps}; change it")
     limit: dict[str, Any] = {}
     if max_episode_frames is not None:
         limit["max_episode_frames"] = max_episode_frames

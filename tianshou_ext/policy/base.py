@@ -234,7 +234,12 @@ class OfflinePolicy(Learner):
     # ---- Tianshou's side ------------------------------------------------------------------
 
     def set_eps(self, eps: float) -> None:
-        """Set the share of uniformly random actions, in [0, 1], that exploration noise mixes in."""
+        """Set the share of uniformly random actions, in [0, 1], that exploration noise mixes in.
+
+        :raises InputError: if it is not in that range.
+        """
+        if not 0.0 <= eps <= 1.0:
+            raise InputError(f"expected a share of random actions in [0, 1], got {eps}; change it")
         self.eps = eps
 
     def normalize(self, obs: Any) -> Tensor:

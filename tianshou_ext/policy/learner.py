@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import BasePolicy, as_optimizer
 
 TModule = TypeVar("TModule", bound=nn.Module)
@@ -26,6 +27,8 @@ class Learner(BasePolicy):
     def __init__(self, *, seed: int, **spaces: Any) -> None:
         super().__init__(**spaces)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        if seed < 0:
+            raise InputError(f"expected a seed of at least 0, got {seed}; change it")
         # Streams of their own: those of neighbouring seeds have nothing in common.
         states = np.random.SeedSequence(seed).generate_state(3, np.uint64)
         self.generators = {
