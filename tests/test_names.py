@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
@@ -139,11 +140,14 @@ def test_options_are_laid_over_a_config():
         (Discrete(5), Discrete(2)),
         (Box(0, 1, (2,)), MultiDiscrete([2, 2])),
         (Box(0, 1, (2,)), Discrete(3, start=1)),
+        (Box(0, 1, (2,)), Box(-np.inf, np.inf, (2,))),
     ],
-    ids=["dict observations", "discrete observations", "several actions", "actions from 1"],
+    ids=["dict observations", "discrete observations", "several actions", "from 1", "unbounded"],
 )
 def test_spaces_that_no_method_can_use_give_one_sentence(observation_space, action_space):
-    with pytest.raises(InputError, match=r"expected (a Box|a Discrete or Box|actions that count)"):
+    with pytest.raises(
+        InputError, match=r"expected (a Box|a Discrete or Box|actions (that count|with bounds))"
+    ):
         METHODS["bc"].policy_class.build(observation_space, action_space)
 
 

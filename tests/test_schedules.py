@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tianshou_ext.errors import InputError
-from tianshou_ext.schedules import CosineDecay, LinearDecay
+from tianshou_ext.schedules import CosineDecay, LinearDecay, Together
 
 
 def optimizers() -> list[torch.optim.Optimizer]:
@@ -73,3 +73,15 @@ def test_a_restored_schedule_goes_on_where_it_was():
 def test_no_steps_are_refused(decay):
     with pytest.raises(InputError, match="at least one step"):
         decay(optimizers(), 0)
+
+
+def test_schedules_together_are_stepped_and_restored_as_one():
+    optims, others = optimizers(), optimizers()
+    schedule, restored = (
+        Together(LinearDecay(both[:1], 4), LinearDecay(both[1:], 2)) for both in (optims, others)
+    )
+    schedule.step()
+    assert rates(optims) == pytest.approx([0.3, 0.6, 0.5])
+    restored.load_state_dict(schedule.state_dict())
+    restored.step()
+    assert rates(others) == pytest.approx([0.2, 0.4, 0.0])

@@ -9,11 +9,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from tianshou.data import Batch, VectorReplayBuffer
+from tianshou.data import Batch, PrioritizedReplayBuffer, VectorReplayBuffer
 from tianshou.env import DummyVectorEnv
 from tianshou.utils.net.common import Net
 from torch import nn
 
+from tianshou_ext.checkpoint import load_checkpoint, save_checkpoint
 from tianshou_ext.policy import (
     METHODS,
     BCPolicy,
@@ -413,6 +414,39 @@ def test_optimizer_factories_of_tianshou_2_drop_in(cartpole, cartpole_buffer):
         policy.update(cartpole_buffer, 16)
     assert policy.optimizers["actor"].param_groups[0]["lr"] == 1e-2
     assert moved(before, policy)
+
+
+@pytest.mark.skipif(LINE < 2, reason="Tianshou 2.x only")
+def test_schedulers_of_optimizer_factories_are_stepped_and_saved(cartpole, tmp_path):
+    from tianshou.algorithm.optim import AdamOptimizerFactory, LRSchedulerFactoryLinear
+
+    def make() -> OfflinePolicy:
+        optim = AdamOptimizerFactory(lr=1.0).with_lr_scheduler_factory(
+            LRSchedulerFactoryLinear(
+                max_epochs=1, epoch_num_steps=10, collection_step_num_env_steps=1
+            )
+        )
+        return BCPolicy(actor=value_net(), optim=optim, action_space=cartpole.action_space)
+
+    policy, other = make(), make()
+    for _ in range(2):
+        policy.lr_scheduler.step()
+    assert policy.optimizers["actor"].param_groups[0]["lr"] == pytest.approx(0.8)
+    save_checkpoint(policy, tmp_path / "a.pt")
+    load_checkpoint(other, tmp_path / "a.pt")
+    other.lr_scheduler.step()
+    assert other.optimizers["actor"].param_groups[0]["lr"] == pytest.approx(0.7)
+
+
+def test_priorities_that_are_not_used_are_said(cartpole, cartpole_buffer):
+    policy = BCPolicy(
+        actor=(actor := value_net()), optim=adam(actor), action_space=cartpole.action_space
+    )
+    buffer = PrioritizedReplayBuffer(200, alpha=0.6, beta=0.4)
+    for row in cartpole_buffer.sample(0)[0]:
+        buffer.add(row)
+    with pytest.warns(UserWarning, match="got a PrioritizedReplayBuffer; its priorities"):
+        policy.process_buffer(buffer)
 
 
 def tianshous_cql(model: nn.Module, space: Any) -> Callable[[ReplayBuffer, Any], Any]:

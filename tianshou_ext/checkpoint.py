@@ -72,8 +72,8 @@ def policy_state(policy: OfflinePolicy) -> dict[str, Any]:
         "config": asdict(policy.config),
         "versions": versions(),
         "policy": policy.state_dict(),
-        "optimizers": {name: optim.state_dict() for name, optim in policy.optimizers.items()},
-        "scheduler": None if scheduler is None else scheduler.state_dict(),
+        "optimizers": {k: _plain(optim.state_dict()) for k, optim in policy.optimizers.items()},
+        "scheduler": None if scheduler is None else _plain(scheduler.state_dict()),
         "generators": {name: g.get_state() for name, g in policy.generators.items()},
         "global_generator": torch.get_rng_state(),
         "num_updates": policy.num_updates,
@@ -194,6 +194,15 @@ def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
     policy.eps = state["eps"]
     run: dict[str, Any] = state["run"]
     return run
+
+
+def _plain(value: Any) -> Any:
+    """Return a nested state without numpy's numbers, as schedules leave them in learning rates."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _comparable(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -63,3 +64,21 @@ class CosineDecay(LinearDecay):
     @staticmethod
     def share_left(done: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class Together:
+    """Several schedulers, stepped as one."""
+
+    def __init__(self, *schedulers: Any) -> None:
+        self.schedulers = schedulers
+
+    def step(self) -> None:
+        for scheduler in self.schedulers:
+            scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"schedulers": [scheduler.state_dict() for scheduler in self.schedulers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for scheduler, one in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(one)

@@ -10,7 +10,7 @@ package sees the names exported here and the same behaviour:
 - ``run_offline``: Tianshou's own offline trainer, able to start in the middle of an epoch.
 - ``run_online``: Tianshou's own off-policy trainer.
 - ``training_step``: the context in which Tianshou allows ``policy.update``.
-- ``as_optimizer``: a torch optimizer, or one made by a Tianshou 2.x factory.
+- ``as_optimizer``: a torch optimizer, or one made by a Tianshou 2.x factory, and its scheduler.
 """
 
 from __future__ import annotations
@@ -162,14 +162,14 @@ def training_step(policy: Any) -> Any:
     return policy_within_training_step(policy if LINE < 2 else policy.policy)
 
 
-def as_optimizer(optim: Any, module: torch.nn.Module) -> torch.optim.Optimizer:
-    """Return a torch optimizer for ``module``.
+def as_optimizer(optim: Any, module: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+    """Return a torch optimizer for ``module``, and its learning-rate scheduler or None.
 
     :param optim: a torch optimizer (returned as it is) or a Tianshou 2.x ``OptimizerFactory``.
     """
     if isinstance(optim, torch.optim.Optimizer):
-        return optim
-    made: torch.optim.Optimizer = optim.create_instances(module)[0]
+        return optim, None
+    made: tuple[torch.optim.Optimizer, Any] = optim.create_instances(module)
     return made
 
 

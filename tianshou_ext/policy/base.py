@@ -27,7 +27,7 @@ from tianshou_ext.data.mixing import MixedReplay, Mixing
 from tianshou_ext.data.normalize import ObsNormalizer, RewardNormalizer
 from tianshou_ext.data.replay import Replay, Transitions
 from tianshou_ext.errors import InputError
-from tianshou_ext.policy.checks import check_data, check_spaces
+from tianshou_ext.policy.checks import check_buffer, check_data, check_spaces
 from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.learner import Learner
 from tianshou_ext.policy.o3f import check_optimism, optimistic_action
@@ -41,6 +41,8 @@ from tianshou_ext.processor import (
 from tianshou_ext.tianshou_api import ReplayBuffer, TrainingStats
 
 Staged = Replay | Growing | MixedReplay
+COMPILED_AROUND = ("randn", "rand", "optimize", "move_targets", "copy_targets")
+"""Draws, optimizers and targets stay what they are: between compiled regions."""
 
 
 @dataclass(kw_only=True)
@@ -51,6 +53,10 @@ class OfflineTrainingStats(TrainingStats):
 
     def get_loss_stats_dict(self) -> dict[str, float]:
         return self.metrics
+
+
+def do_nothing() -> None:
+    """Stand in for ``on_progress``; a function that pickles."""
 
 
 class OfflinePolicy(Learner):
@@ -108,7 +114,7 @@ class OfflinePolicy(Learner):
         self.eps = 0.0
         self.precision: Precision = "fp32"
         self._optimism: tuple[int, float] | None = None
-        self.on_progress: Callable[[], None] = lambda: None
+        self.on_progress: Callable[[], None] = do_nothing
         """Called now and then while preparing for a data set; a trainer saves the run there."""
         self.metrics_interval: int | None = None
         """Gradient steps between two transfers of metrics to the host: None means 1 on the CPU,
@@ -225,11 +231,15 @@ class OfflinePolicy(Learner):
             )
         # The count of steps changes at every step and must not compile anew.
         torch._dynamo.config.allow_unspec_int_on_nn_module = True
-        # Draws, optimizers and targets stay what they are: between compiled regions.
-        for name in ("randn", "rand", "optimize", "move_targets", "copy_targets"):
+        for name in COMPILED_AROUND:
             disabled = torch.compiler.disable(getattr(self, name))  # type: ignore[no-untyped-call]
             object.__setattr__(self, name, disabled)
         self._compiled_step = torch.compile(self.gradient_step, dynamic=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: not the data, nor what was compiled."""
+        state = {key: value for key, value in vars(self).items() if key not in COMPILED_AROUND}
+        return {**state, "_staged": None, "_compiled_step": None, "on_progress": do_nothing}
 
     # ---- Tianshou's side ------------------------------------------------------------------
 
@@ -328,6 +338,7 @@ class OfflinePolicy(Learner):
         self._staged = (buffer, (), mixed)
 
     def _stage(self, buffer: ReplayBuffer) -> Replay:
+        check_buffer(buffer)
         replay = Replay(buffer, self.device, next_act=self.needs_next_act)
         check_data(replay, self.observation_space, self.action_space)
         self.reward_norm.to(self.device)

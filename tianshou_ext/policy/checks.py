@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from gymnasium.spaces import Box, Discrete
+from tianshou.data import PrioritizedReplayBuffer, PrioritizedVectorReplayBuffer
 
 from tianshou_ext.data.replay import Replay
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy.registry import METHODS, method_name
+from tianshou_ext.tianshou_api import ReplayBuffer
 
 if TYPE_CHECKING:
     from tianshou_ext.policy.base import OfflinePolicy
@@ -21,7 +24,7 @@ def check_spaces(observation_space: Any, action_space: Any, actions: str) -> Non
     """Check that the spaces are of a kind that a method can use.
 
     :param actions: the method's: ``discrete``, ``continuous`` or ``both``.
-    :raises InputError: if observations are no Box, or actions not of the method's kind.
+    :raises InputError: if observations are no Box, or actions of another kind or unbounded.
     """
     if not isinstance(observation_space, Box):
         raise InputError(
@@ -34,10 +37,25 @@ def check_spaces(observation_space: Any, action_space: Any, actions: str) -> Non
         raise InputError(
             f"expected a {names} action space, got {action_space}; use another method or task"
         )
+    if isinstance(action_space, Box) and not action_space.is_bounded():
+        raise InputError(
+            f"expected actions with bounds, onto which [-1, 1] is mapped, got {action_space}; "
+            "bound them, for example with a Box of the least and largest actions of the data"
+        )
     if isinstance(action_space, Discrete) and action_space.start != 0:
         raise InputError(
             f"expected actions that count from 0, got {action_space}; "
             "wrap the environment so that they do"
+        )
+
+
+def check_buffer(buffer: ReplayBuffer) -> None:
+    """Warn if a buffer's priorities would be expected to count."""
+    if isinstance(buffer, PrioritizedReplayBuffer | PrioritizedVectorReplayBuffer):
+        warnings.warn(
+            f"expected a buffer that is sampled uniformly, got a {type(buffer).__name__}; its "
+            "priorities are neither used nor updated",
+            stacklevel=4,
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tianshou_ext.errors import InputError
+from tianshou_ext.schedules import Together
 from tianshou_ext.tianshou_api import BasePolicy, as_optimizer
 
 TModule = TypeVar("TModule", bound=nn.Module)
@@ -42,10 +43,15 @@ class Learner(BasePolicy):
     def add_optimizer(self, name: str, optim: Any, *modules: nn.Module) -> None:
         """Register the optimizer of ``modules`` (a torch one, or a Tianshou 2.x factory).
 
+        A scheduler that the factory makes is stepped with the policy's own.
+
         A second one for the same loss is called as the first with a 2: critic, critic2.
         """
         owner = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
-        self.optimizers[name] = as_optimizer(optim, owner)
+        self.optimizers[name], scheduler = as_optimizer(optim, owner)
+        if scheduler is not None:
+            both = (self.lr_scheduler, scheduler)
+            self.lr_scheduler: Any = scheduler if both[0] is None else Together(*both)
 
     def optimize(self, loss: Tensor, *names: str) -> None:
         """Take one step down the gradient of ``loss``.
