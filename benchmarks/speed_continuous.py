@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tianshou_ext import processor
 from tianshou_ext.cli import launch
-from tianshou_ext.policy import METHODS, base
+from tianshou_ext.policy import METHODS, staging
 from tianshou_ext.tianshou_api import LINE, training_step
 
 EPISODE = 1000
@@ -438,7 +438,7 @@ def main(args: Args) -> None:
     """Measure method by method; print tables, and write all rates if asked to."""
     torch.set_num_threads(args.threads)
     if not args.keep_freed_memory:
-        base.keep_freed_memory = lambda: None
+        staging.keep_freed_memory = lambda: None
     if not args.fast_products:
         processor._onednn_is_exact_here = lambda: False
     data = Data.random(args.rows)
