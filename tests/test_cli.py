@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +167,15 @@ def test_python_m_is_the_same_command(tmp_path):
     command = [sys.executable, "-m", "tianshou_ext", "inspect", str(tmp_path / "absent.hdf5")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 2 and "absent.hdf5" in ended.stderr
+
+
+def test_a_polite_kill_leaves_no_half_written_file(tmp_path: Path):
+    before = signal.getsignal(signal.SIGTERM)
+    row = {"obs": [[0.0]], "obs_next": [[0.0]], "act": [0], "rew": [0.0]}
+    with pytest.raises(SystemExit) as caught, cli.one_sentence():
+        with BufferWriter(tmp_path / "b.hdf5", 2) as writer:
+            writer.append(**row, terminated=[True], truncated=[False])
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -43,11 +45,29 @@ UNNAMED = {"report": "runs"}
 """The sub-command that is meant where none is named: ``report log`` is ``report runs log``."""
 
 
+def _stop(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Let a polite kill end a command as Ctrl-C does: no half-written file, no process stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """Turn bad input into one sentence and exit code 2."""
     try:
-        yield
+        with _cleaning_up():
+            yield
     except (InputError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -241,7 +242,9 @@ def ordered_map(
     # forks the workers has none, and has done the slow imports once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(jobs, context) as pool:
+    # Ctrl-C goes to all processes; the parent alone ends the work.
+    ignore = signal.SIGINT, signal.SIG_IGN
+    with ProcessPoolExecutor(jobs, context, signal.signal, ignore) as pool:
         waiting: list[Future[TResult]] = []
         try:
             for item in items:
