@@ -172,10 +172,10 @@ def test_python_m_is_the_same_command(tmp_path):
 def test_a_polite_kill_leaves_no_half_written_file(tmp_path: Path):
     before = signal.getsignal(signal.SIGTERM)
     row = {"obs": [[0.0]], "obs_next": [[0.0]], "act": [0], "rew": [0.0]}
-    with pytest.raises(SystemExit) as caught, cli.one_sentence():
-        with BufferWriter(tmp_path / "b.hdf5", 2) as writer:
-            writer.append(**row, terminated=[True], truncated=[False])
-            os.kill(os.getpid(), signal.SIGTERM)
+    path = tmp_path / "b.hdf5"
+    with pytest.raises(SystemExit) as caught, cli.one_sentence(), BufferWriter(path, 2) as writer:
+        writer.append(**row, terminated=[True], truncated=[False])
+        os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.code == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before

@@ -185,6 +185,16 @@ def test_one_file_a_shard_keeps_those_that_are_there(tmp_path: Path):
         check(out / f"{name}.hdf5", part)
 
 
+def test_a_folder_without_a_sound_shard_is_no_success(tmp_path: Path):
+    for k in range(2):
+        shard = tmp_path / "Pong" / f"run_1-{k:05d}-of-00100"
+        write_shard(shard, made(1)[0])
+        shard.write_bytes(b"")
+    with pytest.raises(InputError, match="got none; the first fault is .*00000-of-00100.* no rec"):
+        quiet(tmp_path / "Pong", f"{tmp_path}/out/", on_error="skip")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 GREY = png(np.zeros((84, 84), np.uint8))
 BAD = {
     "bad PNG": {"o_t": [GREY, GREY[:50], GREY, GREY]},

@@ -112,6 +112,9 @@ def _convert_each(paths: list[Path], folder: Path, reader: Reader, settings: Set
             setattr(total, name, getattr(total, name) + getattr(report, name))
         total.notes += report.notes
         total.faults += report.faults
+    if total.rows == 0 and pending == paths:
+        where, fault = paths[0].parent, total.faults[0]
+        raise InputError(f"expected sound records in {where}, got none; the first fault is {fault}")
     total.seconds = time.monotonic() - start
     return total
 
