@@ -122,6 +122,11 @@ def test_a_fault_is_named_by_the_row_of_the_source(tmp_path: Path):
         write([bad], tmp_path / "b.hdf5")
 
 
+def test_a_part_of_an_observation_may_be_empty(tmp_path: Path):
+    obs = {"a": np.zeros((3, 2)), "b": np.zeros((3, 0))}
+    assert write([block(obs=obs, obs_next=obs)], tmp_path / "b.hdf5").rows == 3
+
+
 def test_data_without_a_single_terminal_are_reported(tmp_path: Path):
     ends = {"terminated": np.zeros(3, bool), "truncated": np.arange(3) == 2}
     notes = write([block(**ends)], tmp_path / "b.hdf5").notes
