@@ -31,7 +31,7 @@ import numpy as np
 import tyro
 
 from tianshou_ext.cli import launch
-from tianshou_ext.data.convert.tfrecord import crc32c, masked
+from tianshou_ext.data.convert.checksums import crc32c, masked
 
 WORKER = """
 import json, sys, time

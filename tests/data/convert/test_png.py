@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from make_rlu import chunk, mutate, png
 
-from tianshou_ext.data.convert.png import PngError, decode_grey, decode_greys
+from tianshou_ext.data.convert.png import PngError, decode_grey, decode_greys, decode_plain
 from tianshou_ext.data.convert.tfrecord import parse_example, read_records
 
 SAMPLES = Path(__file__).parents[3].parent / "shared/data/formats"
@@ -137,6 +137,119 @@ def test_a_bomb_is_not_inflated():
     huge = MAGIC + chunk(b"IHDR", b"\x7f\xff\xff\xff" * 2 + b"\x08\0\0\0\0") + png(SMOOTH)[33:]
     with pytest.raises(PngError, match="2147483647x2147483647 where 84x84"):
         decoded(huge)
+
+
+def plainly(images: list[bytes], out: np.ndarray) -> bool:
+    """Decode images that stand in one array, with something around them."""
+    places = np.cumsum([3, *(len(data) for data in images)])
+    octets = np.frombuffer(b"abc" + b"".join(images) + b"defghijk", np.uint8)
+    return decode_plain(octets, np.stack([places[:-1], places[1:]], 1), out)
+
+
+@pytest.mark.parametrize("level", [1, 6, 9, "fixed codes", "codes only", "runs only"])
+@pytest.mark.parametrize("shape", [(84, 84), (1, 300), (200, 201), (7, 1)])
+def test_compiled_code_decodes_the_same_pixels(shape: tuple[int, int], level: int | str):
+    strategies = {
+        "fixed codes": zlib.Z_FIXED,
+        "codes only": zlib.Z_HUFFMAN_ONLY,
+        "runs only": zlib.Z_RLE,
+    }
+    rng = np.random.default_rng(3)
+    walk = np.cumsum(rng.integers(-1, 2, (5, *shape)), 2).astype(np.uint8)
+    skewed = rng.geometric(0.4, (2, *shape)).astype(np.uint8)  # codes of up to 15 bits
+    frames = np.concatenate([walk, skewed, np.zeros((1, *shape), np.uint8)])
+    images = []
+    for frame, filters in zip(frames, [0, 1, 2, 3, 4, np.arange(shape[0]) // 3 % 5, 0, 4]):
+        data = png(frame, filters=filters)
+        rows = zlib.decompress(data[41:-16])
+        packer = zlib.compressobj(
+            level if isinstance(level, int) else 6,
+            strategy=strategies.get(level, zlib.Z_DEFAULT_STRATEGY),
+        )
+        images.append(data[:33] + chunk(b"IDAT", packer.compress(rows) + packer.flush()))
+        images[-1] += chunk(b"IEND", b"")
+    out = np.empty_like(frames)
+    assert plainly(images, out)
+    assert np.array_equal(out, frames)
+
+
+def deflated(bits: str) -> bytes:
+    """Return a PNG of 84x84 zeros, but for the contents: a deflate stream, first bit first."""
+    bits += "0" * (-len(bits) % 8)
+    packed = bytes(int(bits[k : k + 8][::-1], 2) for k in range(0, len(bits), 8))
+    return with_contents(b"\x78\x9c" + packed + zlib.adler32(ROWS).to_bytes(4, "big"))
+
+
+def number(value: int, bits: int) -> str:
+    return f"{value:0{bits}b}"[::-1]
+
+
+def zeros_by(lengths: dict[int, int], distances: list[int], body: str) -> bytes:
+    """Return a PNG whose one block has these lengths of the codes, each written with 4 bits."""
+    order = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]
+    head = "1" + number(2, 2) + number(29, 5) + number(len(distances) - 1, 5) + number(15, 4)
+    head += "".join(number(0 if code > 15 else 4, 3) for code in order)
+    values = [lengths.get(symbol, 0) for symbol in range(286)] + distances
+    return deflated(head + "".join(f"{value:04b}" for value in values) + body)
+
+
+SOME = {0: 1, 256: 2, 285: 2}  # zero: 0, end: 10, copy 258: 11
+BODY = "0" + "110" * 27 + "0" * (84 * 85 - 1 - 27 * 258) + "10"
+
+
+@pytest.mark.parametrize(
+    ("data", "sound"),
+    [
+        (zeros_by(SOME, [1], BODY), True),
+        (zeros_by(SOME, [1, 1], BODY), True),
+        (zeros_by(SOME, [1], BODY.replace("110", "111", 1)), False),  # no such distance
+        (zeros_by(SOME, [0, 0, 1], BODY), False),  # before the start
+        (zeros_by(SOME, [2], BODY), False),  # fewer codes than there should be
+        (zeros_by(SOME, [1, 1, 1], BODY), False),  # more
+        (zeros_by({0: 1, 285: 1}, [1], BODY), False),  # no end
+        (zeros_by(SOME | {9: 2}, [1], BODY), False),
+        (zeros_by(SOME, [1] + [0] * 30, BODY), False),  # more distances than there are
+        (zeros_by(SOME, [1], BODY[:-3]), False),
+        (zeros_by(SOME, [1], "0" + BODY), False),
+        (zeros_by(SOME, [1], BODY[:-2]), False),
+    ],
+)
+def test_compiled_code_takes_the_codes_that_zlib_takes(data: bytes, sound: bool):
+    out = np.empty((1, 84, 84), np.uint8)
+    assert plainly([data], out) == sound
+    if sound:
+        assert not out.any() and not decoded(data).any()
+    else:
+        with pytest.raises(PngError):
+            decoded(data)
+
+
+def test_compiled_code_takes_no_damage():
+    """What it takes is what zlib makes of it; nothing is written outside, nothing hangs.
+
+    TIANSHOU_EXT_FUZZ=100000 runs more cases.
+    """
+    rng = np.random.default_rng(4)
+    frames = [SMOOTH, NOISE // 128, (NOISE // 250) * SMOOTH]
+    whole = [png(frame, filters=k) for frame in frames for k in (0, 4)]
+    contents = [data[41:-16] for data in whole]
+    around = np.full((3, 84, 84), 7, np.uint8)
+    taken = 0
+    for case in range(CASES):
+        which = case // 3 % len(whole)
+        match case % 3:
+            case 0:
+                data = mutate(rng, whole[which])
+            case 1:  # with right checksums of the parts
+                data = with_contents(mutate(rng, contents[which]))
+            case _:
+                rows = mutate(rng, zlib.decompress(contents[which]))
+                data = with_contents(zlib.compress(rows, 1 + case % 9))
+        if plainly([data], around[1:2]):
+            taken += 1
+            assert np.array_equal(around[1], decoded(data))
+        assert (around[0] == 7).all() and (around[2] == 7).all()
+    assert CASES / 100 < taken < CASES / 2
 
 
 def test_no_damage_does_worse_than_an_error():

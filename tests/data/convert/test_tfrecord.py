@@ -14,13 +14,8 @@ import numpy as np
 import pytest
 from make_rlu import entry, example, feature, field, framed, masked_crc, mutate, varint
 
-from tianshou_ext.data.convert.tfrecord import (
-    RecordError,
-    crc32c,
-    masked,
-    parse_example,
-    read_records,
-)
+from tianshou_ext.data.convert.checksums import crc32c, masked
+from tianshou_ext.data.convert.tfrecord import RecordError, parse_example, read_records
 from tianshou_ext.errors import InputError
 
 SAMPLES = Path(__file__).parents[3].parent / "shared/data/formats"

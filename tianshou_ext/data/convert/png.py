@@ -1,4 +1,4 @@
-"""Decode small grey PNGs: the standard library's zlib, and the row filters in compiled code.
+"""Decode small grey PNGs: with the standard library's zlib, or all in compiled code.
 
 See "Portable Network Graphics (PNG) Specification", W3C, sections 5 (chunks) and 9 (filters).
 """
@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from tianshou_ext.data.convert.tfrecord import compiled, fast_zlib
+from tianshou_ext.data.convert.checksums import CRC32, crc
+from tianshou_ext.data.convert.inflate import SLACK, TABLE_ENTRIES, compiled, inflate
+from tianshou_ext.data.convert.tfrecord import fast_zlib
 from tianshou_ext.errors import InputError
 
-__all__ = ["PngError", "decode_grey", "decode_greys", "grey_rows", "unfilter"]
+__all__ = ["PngError", "decode_grey", "decode_greys", "decode_plain", "grey_rows", "unfilter"]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 ERRORS = (zlib.error, fast_zlib.error)
 CHUNK = struct.Struct(">I4s")
 HEADER = struct.Struct(">IIBBBBB")
+IDAT = int.from_bytes(b"IDAT", "big")
 
 
 class PngError(InputError):
@@ -112,40 +115,142 @@ def _check_header(header: bytes, height: int, width: int) -> None:
 def unfilter(rows: bytes, out: np.ndarray[Any, Any]) -> None:
     """Turn N images' filtered rows, as ``grey_rows`` returns them, into ``out`` (N, H, W)."""
     count, height, width = out.shape
-    _unfilter(np.frombuffer(rows, np.uint8).reshape(count, height, 1 + width), out)
+    octets = np.frombuffer(rows, np.uint8).reshape(count, height * (1 + width))
+    plane = np.zeros((1 + height) * width, np.uint8)
+    for k in range(count):
+        _unfilter(octets[k].copy(), plane, height, width)
+        out[k] = plane[width:].reshape(height, width)
+
+
+def decode_plain(
+    octets: np.ndarray[Any, Any], places: np.ndarray[Any, Any], out: np.ndarray[Any, Any]
+) -> bool:
+    """Decode N PNGs that are one header, one part of contents and an end; all in compiled code.
+
+    Compiling takes many seconds once; ``decode_greys`` takes other kinds, and names damages.
+
+    :param octets: bytes that hold the images.
+    :param places: where in them they start and stop, (N, 2) int64.
+    :param out: (N, H, W) uint8, contiguous.
+    :return: whether all are sound and of that kind; else what is in ``out`` is of no use.
+    """
+    _, height, width = out.shape
+    header = HEADER.pack(width, height, 8, 0, 0, 0, 0)
+    head = np.frombuffer(SIGNATURE + _chunk(b"IHDR", header), np.uint8)
+    tail = np.frombuffer(_chunk(b"IEND", b""), np.uint8)
+    return bool(_decode_plain(octets, places, head, tail, out.reshape(-1), height, width))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return CHUNK.pack(len(data), kind) + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 @compiled
-def _unfilter(rows: Any, out: Any) -> None:  # (N, H, 1 + W) to (N, H, W)
-    nothing = np.zeros(out.shape[2], np.uint8)
-    for image in range(out.shape[0]):
-        above = nothing
-        for y in range(out.shape[1]):
-            kind, row, here = rows[image, y, 0], rows[image, y, 1:], out[image, y]
-            if kind == 0:
-                here[:] = row
-            elif kind == 1:  # left
-                left = np.uint8(0)
-                for x in range(len(here)):
-                    left = np.uint8(row[x] + left)
-                    here[x] = left
-            elif kind == 2:  # above
-                for x in range(len(here)):
-                    here[x] = np.uint8(row[x] + above[x])
-            elif kind == 3:  # mean of both
-                mean_left = 0
-                for x in range(len(here)):
-                    mean_left = (row[x] + ((mean_left + above[x]) >> 1)) & 255
-                    here[x] = mean_left
-            else:  # Paeth: of left, above and corner, the nearest to left + above - corner
-                a = c = np.int64(0)
-                for x in range(len(here)):
-                    b = np.int64(above[x])
-                    to_left, to_above, to_corner = abs(b - c), abs(a - c), abs(a + b - 2 * c)
-                    nearest = b if to_above <= to_corner else c
-                    if to_left <= to_above and to_left <= to_corner:
-                        nearest = a
-                    a = (row[x] + nearest) & 255
-                    c = b
-                    here[x] = a
-            above = here
+def _decode_plain(
+    octets: Any, places: Any, head: Any, tail: Any, out: Any, height: Any, width: Any
+) -> Any:
+    size, pixels = height * (1 + width), height * width
+    rows, plane = np.zeros(size + SLACK, np.uint8), np.zeros(width + pixels, np.uint8)
+    tables = np.empty(TABLE_ENTRIES, np.uint32)
+    for image in range(len(places)):
+        start, stop = places[image, 0], places[image, 1]
+        first = start + len(head) + 8  # of the contents
+        if stop < first + 4 + len(tail) or stop > len(octets):
+            return False
+        for k in range(len(head)):
+            if octets[start + k] != head[k]:
+                return False
+        last = stop - len(tail) - 4
+        if _big(octets, first - 8) != last - first or _big(octets, first - 4) != IDAT:
+            return False
+        for k in range(len(tail)):
+            if octets[last + 4 + k] != tail[k]:
+                return False
+        if crc(octets, first - 4, last, CRC32) != _big(octets, last):
+            return False
+        if not inflate(octets, first, last, rows, size, tables):
+            return False
+        if not _unfilter(rows, plane, height, width):
+            return False
+        for k in range(np.uint64(pixels)):
+            out[np.uint64(image * pixels) + k] = plane[np.uint64(width) + k]
+    return True
+
+
+@compiled
+def _big(octets: Any, at: Any) -> Any:
+    value = 0
+    for k in range(4):
+        value = value << 8 | np.int64(octets[at + k])
+    return value
+
+
+@compiled
+def _nearest(a: Any, b: Any, c: Any) -> Any:
+    """Return which of left, above and corner is the nearest to left + above - corner (Paeth)."""
+    low, high, limit = min(a, b), max(a, b), 3 * c - a - b
+    found = low if high <= limit else c
+    return high if limit <= low else found
+
+
+@compiled
+def _unfilter(rows: Any, plane: Any, height: Any, width: Any) -> Any:
+    """Undo the filters of one image.
+
+    Unsigned positions spare a check of each.
+
+    :param rows: (H * (1 + W)), the filter before each row; may be changed.
+    :param plane: ((1 + H) * W), a row of zeros before the image.
+    :return: whether all filters are known.
+    """
+    height, width, one = np.uint64(height), np.uint64(width), np.uint64(1)
+    two = False
+    for y in range(height):
+        if two:  # done with the row above
+            two = False
+            continue
+        at, above = y * (width + one), y * width
+        here = above + width
+        kind = rows[at]
+        at += one
+        if kind == 0:
+            for x in range(width):
+                plane[here + x] = rows[at + x]
+        elif kind == 1:  # left
+            left = np.int64(0)
+            for x in range(width):
+                left += rows[at + x]
+                plane[here + x] = left
+        elif kind == 2:  # above
+            for x in range(width):
+                plane[here + x] = rows[at + x] + plane[above + x]
+        elif kind == 3:  # mean of both
+            left = np.int64(0)
+            for x in range(width):
+                left = (rows[at + x] + ((left + np.int64(plane[above + x])) >> 1)) & 255
+                plane[here + x] = left
+        elif kind == 4 and y + one < height and rows[at + width] == 4:
+            # Each pixel waits for the one to its left; so the row below goes along, one behind.
+            two = True
+            below, rows_below = here + width - one, at + width
+            rows[rows_below] = 0
+            a = c = under = under_corner = np.int64(0)
+            for x in range(width):
+                b = np.int64(plane[above + x])
+                pixel = (rows[at + x] + _nearest(a, b, c)) & 255
+                under = (rows[rows_below + x] + _nearest(under, a, under_corner)) & 255
+                plane[here + x] = pixel
+                plane[below + x] = under
+                under_corner, a, c = a, pixel, b
+            plane[below] = a
+            plane[below + width] = rows[rows_below + width] + _nearest(under, a, under_corner)
+        elif kind == 4:
+            a = c = np.int64(0)
+            for x in range(width):
+                b = np.int64(plane[above + x])
+                a = (rows[at + x] + _nearest(a, b, c)) & 255
+                plane[here + x] = a
+                c = b
+        else:
+            return False
+    return True

@@ -9,13 +9,14 @@ Buffers' documentation.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numba
 import numpy as np
 
+from tianshou_ext.data.convert.checksums import CRC32C, masked_crc
+from tianshou_ext.data.convert.inflate import compiled, load_word
 from tianshou_ext.errors import InputError
 
 try:  # inflates faster
@@ -25,17 +26,18 @@ except ImportError:
 
 __all__ = [
     "RecordError",
-    "compiled",
-    "crc32c",
     "fast_zlib",
-    "masked",
     "parse_example",
+    "read_batches",
     "read_records",
+    "walk",
+    "varint",
 ]
 
 GZIP = b"\x1f\x8b"
 INPUT_BYTES = 1 << 16  # read from the file at once
 OUTPUT_BYTES = 1 << 20  # inflated at once
+BATCH = 4096  # records at most
 
 Feature = list[bytes] | np.ndarray[Any, Any]
 
@@ -60,73 +62,25 @@ class RecordError(InputError):
         return f"expected sound TFRecords{place}, got {self.reason}{number}; fetch it again"
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with numba; keep the result on disk where that is possible."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no folder that can be written
-        return numba.njit(nogil=True)(function)
-
-
-def _crc_tables() -> np.ndarray[Any, Any]:
-    """Return tables (8, 256) uint32: what a byte, followed by k zero bytes, does to the CRC."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = (table >> 1) ^ np.where(table & 1, np.uint32(0x82F63B78), np.uint32(0))
-    tables = [table]
-    for _ in range(7):
-        tables.append((tables[-1] >> 8) ^ table[tables[-1] & 255])
-    return np.stack(tables)
-
-
-TABLES = _crc_tables()
-
-
-@compiled
-def _crc32c(data: Any, tables: Any) -> Any:  # "slicing by 8"
-    crc = np.uint32(0xFFFFFFFF)
-    whole = len(data) // 8 * 8
-    for i in range(0, whole, 8):
-        low = crc ^ (
-            np.uint32(data[i])
-            | np.uint32(data[i + 1]) << np.uint32(8)
-            | np.uint32(data[i + 2]) << np.uint32(16)
-            | np.uint32(data[i + 3]) << np.uint32(24)
-        )
-        crc = (
-            tables[7, low & np.uint32(255)]
-            ^ tables[6, (low >> np.uint32(8)) & np.uint32(255)]
-            ^ tables[5, (low >> np.uint32(16)) & np.uint32(255)]
-            ^ tables[4, low >> np.uint32(24)]
-            ^ tables[3, data[i + 4]]
-            ^ tables[2, data[i + 5]]
-            ^ tables[1, data[i + 6]]
-            ^ tables[0, data[i + 7]]
-        )
-    for i in range(whole, len(data)):
-        crc = tables[0, (crc ^ data[i]) & np.uint32(255)] ^ (crc >> np.uint32(8))
-    return crc ^ np.uint32(0xFFFFFFFF)
-
-
-def crc32c(data: bytes) -> int:
-    """Return the CRC-32C (Castagnoli) of ``data``."""
-    return int(_crc32c(np.frombuffer(data, np.uint8), TABLES))
-
-
-def masked(crc: int) -> int:
-    """Return a CRC as TFRecord stores it."""
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
 def read_records(
     path: str | Path, *, check_crc: bool = True, max_bytes: int = 1 << 30
 ) -> Iterator[bytes]:
+    """Yield the records of a TFRecord file, one by one; see ``read_batches``."""
+    for data, bounds in read_batches(path, check_crc=check_crc, max_bytes=max_bytes):
+        for start, stop in bounds.tolist():
+            yield data[start:stop]
+
+
+def read_batches(
+    path: str | Path, *, check_crc: bool = True, max_bytes: int = 1 << 30
+) -> Iterator[tuple[bytes, np.ndarray[Any, Any]]]:
     """Yield the records of a TFRecord file, plain or gzip (of one or several members).
 
     The intact records before a damage are all yielded. Memory is a few times the longest record.
 
     :param check_crc: check the records' CRCs too; those of their lengths are always checked.
     :param max_bytes: of one record; more is refused.
+    :return: bytes, and where in them records start and stop, (K, 2) int64.
     :raises InputError: if there is no such file.
     :raises RecordError: if the file holds no records, is foreign, truncated or damaged.
     """
@@ -156,38 +110,75 @@ def read_records(
 
         try:
             while True:
-                if len(data) - at < 12 and (there := fill(12)) < 12:
-                    if there:
-                        raise RecordError(f"a file that ends {there} bytes into a record's header")
-                    break
-                header = data[at : at + 8]
-                length, crc = int.from_bytes(header, "little"), data[at + 8 : at + 12]
-                if masked(crc32c(header)) != int.from_bytes(crc, "little"):
-                    if number == 0:
-                        reason = (
-                            "a file that is no TFRecord (its first length has a wrong checksum)"
-                        )
-                        raise RecordError(reason, str(path))
+                bounds = np.empty((BATCH, 2), np.int64)
+                octets = np.frombuffer(data, np.uint8)
+                count, at, error, length = _scan(octets, at, max_bytes, check_crc, CRC32C, bounds)
+                if count:
+                    yield data, bounds[:count]
+                    number += count
+                if error == BAD_LENGTH and number == 0:
+                    reason = "a file that is no TFRecord (its first length has a wrong checksum)"
+                    raise RecordError(reason, str(path))
+                if error == BAD_LENGTH:
                     raise RecordError("a wrong checksum of the record's length")
-                if length > max_bytes:
-                    raise RecordError(f"a record of {length} bytes, more than the {max_bytes} here")
-                at += 12
-                if len(data) - at < length + 4 and (there := fill(length + 4)) < length + 4:
-                    raise RecordError(f"a file that ends {there} bytes into {length + 4} of data")
-                record = data[at : at + length]
-                at += length
-                crc = data[at : at + 4]
-                if check_crc and masked(crc32c(record)) != int.from_bytes(crc, "little"):
+                if error == TOO_LONG:
+                    raise RecordError(f"a record of {length % 2**64} bytes, more than the {max_bytes} here")
+                if error == BAD_DATA:
                     raise RecordError("a record with a wrong checksum")
-                at += 4
-                yield record
-                number += 1
+                if count == BATCH:
+                    continue
+                there = fill(16 + max(0, length))
+                if there == 0:
+                    break
+                if there < 12:
+                    raise RecordError(f"a file that ends {there} bytes into a record's header")
+                if 0 <= length > there - 16:
+                    ends = f"{there - 12} bytes into {length + 4} of data"
+                    raise RecordError(f"a file that ends {ends}")
             if number == 0:
                 raise RecordError("a file that holds no records", str(path))
         except RecordError as error:
             if error.file:
                 raise
             raise RecordError(error.reason, str(path), number) from error
+
+
+BAD_LENGTH, TOO_LONG, BAD_DATA = 1, 2, 3
+
+
+@compiled
+def _scan(data: Any, at: Any, max_bytes: Any, check: Any, tables: Any, bounds: Any) -> Any:
+    """Find the whole records from ``at`` on.
+
+    :param bounds: filled with where they start and stop.
+    :return: how many there are, where the next one begins, what is wrong with that or 0, and its
+        length, or -1 if not even that is there.
+    """
+    count = 0
+    while count < len(bounds):
+        if len(data) - at < 12:
+            return count, at, 0, np.int64(-1)
+        length = load_word(data, at)
+        if masked_crc(data, at, at + 8, tables) != _crc_at(data, at + 8):
+            return count, at, BAD_LENGTH, length
+        if not 0 <= length <= max_bytes:
+            return count, at, TOO_LONG, length
+        start, stop = at + 12, at + 12 + length
+        if len(data) < stop + 4:
+            return count, at, 0, length
+        if check and masked_crc(data, start, stop, tables) != _crc_at(data, stop):
+            return count, at, BAD_DATA, length
+        bounds[count] = (start, stop)
+        count, at = count + 1, stop + 4
+    return count, at, 0, np.int64(-1)
+
+
+@compiled
+def _crc_at(data: Any, at: Any) -> Any:
+    value = 0
+    for k in range(4):
+        value |= np.int64(data[at + k]) << 8 * k
+    return value
 
 
 def _inflated(file: BinaryIO) -> Iterator[bytes]:
@@ -263,10 +254,10 @@ def parse_example(record: bytes) -> dict[str, Feature]:
     """
     octets = np.frombuffer(record, np.uint8)
     entries, values = np.empty((32, 5), np.int64), np.empty((128, 3), np.int64)
-    many, count, error = _walk(octets, entries, values)
+    many, count, error = walk(octets, entries, values)
     if many > len(entries) or count > len(values):
         entries, values = np.empty((many, 5), np.int64), np.empty((count, 3), np.int64)
-        many, count, error = _walk(octets, entries, values)
+        many, count, error = walk(octets, entries, values)
     if error:
         raise RecordError(f"{WRONG[error]} in a tf.train.Example")
     places = values[:count].tolist()
@@ -318,7 +309,7 @@ WRONG = {
 
 
 @compiled
-def _varint(data: Any, at: Any, stop: Any) -> Any:
+def varint(data: Any, at: Any, stop: Any) -> Any:
     """Return a number as int64, and where the next thing starts."""
     value = np.int64(0)
     for shift in range(0, 70, 7):
@@ -338,7 +329,7 @@ def _unpack(data: Any) -> Any:
     values = np.empty((data < 128).sum(), np.int64)
     at = 0
     for k in range(len(values)):
-        values[k], at = _varint(data, at, len(data))
+        values[k], at = varint(data, at, len(data))
         if at < 0:
             return values, -at
     return values, 0 if at == len(data) else CUT
@@ -350,7 +341,7 @@ def _field(data: Any, at: Any, stop: Any) -> Any:
 
     The contents of a varint (wire type 0) are in the place of the start.
     """
-    tag, at = _varint(data, at, stop)
+    tag, at = varint(data, at, stop)
     number, wire = tag >> 3, tag & 7
     start = end = at
     if at < 0:
@@ -358,9 +349,9 @@ def _field(data: Any, at: Any, stop: Any) -> Any:
     if not 0 < number < 1 << 29:
         return number, wire, start, end, -NUMBER
     if wire == 0:
-        start, end = _varint(data, at, stop)
+        start, end = varint(data, at, stop)
     elif wire == 2:
-        size, start = _varint(data, at, stop)
+        size, start = varint(data, at, stop)
         end = start
         if start >= 0:
             end = start + size if 0 <= size <= stop - start else -CUT
@@ -373,7 +364,7 @@ def _field(data: Any, at: Any, stop: Any) -> Any:
 
 
 @compiled
-def _walk(data: Any, entries: Any, values: Any) -> Any:
+def walk(data: Any, entries: Any, values: Any) -> Any:
     """Find the features in a message, and the values in each.
 
     :param entries: filled with name's start and stop, kind, first and last row of ``values``.
