@@ -159,7 +159,8 @@ def test_compiled_code_decodes_the_same_pixels(shape: tuple[int, int], level: in
     skewed = rng.geometric(0.4, (2, *shape)).astype(np.uint8)  # codes of up to 15 bits
     frames = np.concatenate([walk, skewed, np.zeros((1, *shape), np.uint8)])
     images = []
-    for frame, filters in zip(frames, [0, 1, 2, 3, 4, np.arange(shape[0]) // 3 % 5, 0, 4]):
+    mixed = np.arange(shape[0]) // 3 % 5
+    for frame, filters in zip(frames, [0, 1, 2, 3, 4, mixed, 0, 4], strict=True):
         data = png(frame, filters=filters)
         rows = zlib.decompress(data[41:-16])
         packer = zlib.compressobj(

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from tianshou.data import Batch
 
-from tianshou_ext.data.convert.rlu_atari_episodes import convert
 from tianshou_ext.data.convert.checksums import crc32c, masked
+from tianshou_ext.data.convert.rlu_atari_episodes import convert
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
 from tianshou_ext.data.replay import Replay
 from tianshou_ext.errors import InputError

@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -18,6 +18,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 from tqdm import tqdm
 
+from tianshou_ext.data.convert import rlu_atari_tensorflow
 from tianshou_ext.data.convert.common import (
     Block,
     Fault,
@@ -29,14 +30,21 @@ from tianshou_ext.data.convert.common import (
     write_blocks,
 )
 from tianshou_ext.data.convert.png import PngError, grey_rows, unfilter
-from tianshou_ext.data.convert.tfrecord import RecordError, parse_example, read_records
+from tianshou_ext.data.convert.rlu_atari_plain import (
+    SIDE,
+    STACK,
+    Transitions,
+    frames_of,
+    shares_frames,
+    transitions,
+)
+from tianshou_ext.data.convert.tfrecord import RecordError, parse_example, read_batches
 from tianshou_ext.errors import InputError
 
 __all__ = ["convert"]
 
 SOURCE = "rlu-atari"
-SIDE = 84  # pixels
-STACK = 4  # frames
+COMPILED_BYTES = 1 << 23  # of a shard, from which on compiling pays
 ROWS = 256  # decoded at once; few enough for the allocator to reuse memory
 MAX_BYTES = 1 << 24  # of a record; real ones have about 15 kB
 MAX_ACTIONS = 18
@@ -229,25 +237,37 @@ class Shard:
 def _survey(path: Path, reader: Reader, progress: bool) -> Shard:
     """Check all records but their images."""
     shard = Shard(path)
-    read, parse, _ = _functions(reader)
-    records = tqdm(
-        read(path), f"checking {path.name}", unit=" records", unit_scale=True, disable=not progress
-    )
+    parse, _ = _functions(reader)
+    bar = tqdm(desc=f"checking {path.name}", unit=" records", unit_scale=True, disable=not progress)
     try:
-        for record in records:
-            try:
-                images, _, reward, discount = _transition(parse(record))
-            except RecordError as error:
-                fault = Fault(str(path), f"record {shard.records}", error.reason)
-                shard.first_fault = shard.first_fault or fault
+        for data, bounds in _read(path, reader):
+            found = _plain(data, bounds, reader, path)
+            if found is None:
+                for start, stop in bounds.tolist():
+                    _survey_record(shard, parse, data[start:stop])
             else:
-                shard.terminals += discount == 0
-                shard.low, shard.high = min(shard.low, reward), max(shard.high, reward)
-                shard.shared = shard.shared and images[1:STACK] == images[STACK:-1]
-            shard.records += 1
+                shard.records += len(bounds)
+                shard.terminals += int((found.discounts == 0).sum())
+                shard.low = min(shard.low, float(found.rewards.min()))
+                shard.high = max(shard.high, float(found.rewards.max()))
+                shard.shared = shard.shared and shares_frames(data, found)
+            bar.update(len(bounds))
     except RecordError as error:
         shard.damage = Fault(str(path), f"record {shard.records}", error.reason)
     return shard
+
+
+def _survey_record(shard: Shard, parse: Callable[..., Any], record: bytes) -> None:
+    try:
+        images, _, reward, discount = _transition(parse(record))
+    except RecordError as error:
+        fault = Fault(str(shard.path), f"record {shard.records}", error.reason)
+        shard.first_fault = shard.first_fault or fault
+    else:
+        shard.terminals += discount == 0
+        shard.low, shard.high = min(shard.low, reward), max(shard.high, reward)
+        shard.shared = shard.shared and images[1:STACK] == images[STACK:-1]
+    shard.records += 1
 
 
 @dataclass
@@ -256,32 +276,49 @@ class Batch:
 
     path: Path
     numbers: list[int]
-    records: list[bytes]
+    data: bytes
+    bounds: np.ndarray[Any, Any]
+    """Where in the data they start and stop, (R, 2)."""
 
 
 def _batches(shard: Shard, kept: np.ndarray[Any, Any], reader: Reader) -> Iterator[Batch]:
     """Read the kept records; their checksums were checked before."""
-    read = functools.partial(read_records, check_crc=False) if reader == "own" else _tf_records
-    batch = Batch(shard.path, [], [])
-    for number, record in enumerate(itertools.islice(read(shard.path), shard.records)):
-        if kept[number]:
-            batch.numbers.append(number)
-            batch.records.append(record)
-        if len(batch.records) == ROWS:
-            yield batch
-            batch = Batch(shard.path, [], [])
-    if batch.records:
-        yield batch
+    batches, done = _read(shard.path, reader, check_crc=False), 0
+    while done < shard.records:
+        data, bounds = next(batches)
+        numbers = done + np.flatnonzero(kept[done : done + len(bounds)])
+        for some in np.array_split(numbers, range(ROWS, len(numbers), ROWS)):
+            places = bounds[some - done]
+            first = places[0, 0]
+            yield Batch(shard.path, some.tolist(), data[first : places[-1, 1]], places - first)
+        done += len(bounds)
 
 
 def _decode(batch: Batch, reader: Reader, shared: bool) -> list[Block | Fault]:
     """Decode records to one block, and those that cannot be to faults."""
-    _, parse, decode = _functions(reader)
+    found = _plain(batch.data, batch.bounds, reader, batch.path)
+    if found is not None and (frames := frames_of(batch.data, found, shared)) is not None:
+        rewards, discounts = found.rewards, found.discounts
+        return [_block(batch, frames, shared, found.actions, rewards, discounts)]
+    return _decode_each(batch, reader, shared)
+
+
+def _plain(
+    data: bytes, bounds: np.ndarray[Any, Any], reader: Reader, path: Path
+) -> Transitions | None:
+    """Return what records hold, if compiled code can tell and pays."""
+    if reader != "own" or path.stat().st_size < COMPILED_BYTES:
+        return None
+    return transitions(data, bounds, MAX_ACTIONS)
+
+
+def _decode_each(batch: Batch, reader: Reader, shared: bool) -> list[Block | Fault]:
+    parse, decode = _functions(reader)
     found: list[Block | Fault] = []
     rows, actions, rewards, discounts = [], [], [], []
-    for number, record in zip(batch.numbers, batch.records, strict=True):
+    for number, (start, stop) in zip(batch.numbers, batch.bounds.tolist(), strict=True):
         try:
-            images, action, reward, discount = _transition(parse(record))
+            images, action, reward, discount = _transition(parse(batch.data[start:stop]))
             if shared:
                 del images[STACK:-1]
             rows += [decode(image) for image in images]  # all or none
@@ -296,17 +333,28 @@ def _decode(batch: Batch, reader: Reader, shared: bool) -> list[Block | Fault]:
     many = STACK + 1 if shared else 2 * STACK
     frames = np.empty((len(actions), many, SIDE, SIDE), np.uint8)
     unfilter(b"".join(rows), frames.reshape(-1, SIDE, SIDE))
+    return [*found, _block(batch, frames, shared, actions, rewards, discounts)]
+
+
+def _block(
+    batch: Batch,
+    frames: np.ndarray[Any, Any],
+    shared: bool,
+    actions: Sequence[int] | np.ndarray[Any, Any],
+    rewards: Sequence[float] | np.ndarray[Any, Any],
+    discounts: Sequence[float] | np.ndarray[Any, Any],
+) -> Block:
     obs = {"obs": frames[:, :STACK], "obs_next": frames[:, STACK:]}
-    terminated = np.array(discounts) == 0
+    terminated = np.asarray(discounts) == 0
     columns = {
         **({"frames": frames} if shared else obs),
-        "act": np.array(actions, np.int64),
-        "rew": np.array(rewards, np.float32),
+        "act": np.asarray(actions, np.int64),
+        "rew": np.asarray(rewards, np.float32),
         "terminated": terminated,
         "truncated": ~terminated,
     }
     numbers = f"records {batch.numbers[0]} to {batch.numbers[-1]}"
-    return [*found, Block(columns, str(batch.path), numbers)]
+    return Block(columns, str(batch.path), numbers)
 
 
 def _transition(example: dict[str, Any]) -> tuple[list[bytes], int, float, float]:
@@ -342,58 +390,17 @@ def _feature(example: dict[str, Any], name: str, kind: str, length: int) -> Any:
     return values
 
 
-def _functions(reader: Reader) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """Return what reads records, parses one, and decodes an image to a PNG's unfiltered rows."""
+def _read(
+    path: Path, reader: Reader, check_crc: bool = True
+) -> Iterator[tuple[bytes, np.ndarray[Any, Any]]]:
+    """Yield bytes, and where in them records start and stop, (K, 2)."""
     if reader == "own":
-        return (
-            functools.partial(read_records, max_bytes=MAX_BYTES),
-            parse_example,
-            functools.partial(grey_rows, height=SIDE, width=SIDE),
-        )
-    return _tf_records, _tf_parse, _tf_rows
+        return read_batches(path, check_crc=check_crc, max_bytes=MAX_BYTES)
+    return rlu_atari_tensorflow.read(path)
 
 
-def _tensorflow() -> Any:
-    try:
-        import tensorflow
-    except ImportError as error:
-        raise InputError(
-            "expected the package tensorflow for its reader, found none; "
-            'pip install "tianshou_ext[rlu]", or leave out --reader'
-        ) from error
-    return tensorflow
-
-
-def _tf_records(path: Path) -> Iterator[bytes]:
-    tf = _tensorflow()
-    records = tf.data.TFRecordDataset(str(path), compression_type="GZIP")
-    try:
-        yield from records.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise RecordError(" ".join(str(error).split()), str(path)) from error
-
-
-def _tf_parse(record: bytes) -> dict[str, Any]:
-    tf = _tensorflow()
-    try:
-        example = tf.train.Example.FromString(record)
-    except Exception as error:
-        raise RecordError("bytes that are no tf.train.Example") from error
-    dtypes = {"float_list": np.float32, "int64_list": np.int64}
-    features = {}
-    for name, feature in example.features.feature.items():
-        kind = feature.WhichOneof("kind")
-        values = getattr(feature, kind).value if kind else []
-        features[name] = np.array(values, dtypes[kind]) if kind in dtypes else list(values)
-    return features
-
-
-def _tf_rows(image: bytes) -> bytes:
-    tf = _tensorflow()
-    try:
-        pixels = tf.io.decode_png(image).numpy()  # (H, W, C)
-    except tf.errors.OpError as error:
-        raise PngError(" ".join(str(error).split())) from error
-    if pixels.shape != (SIDE, SIDE, 1) or pixels.dtype != np.uint8:
-        raise PngError(f"a PNG of shape {pixels.shape}")
-    return np.pad(pixels[..., 0], ((0, 0), (1, 0))).tobytes()  # row filter 0: none
+def _functions(reader: Reader) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return what parses a record, and what decodes an image to a PNG's unfiltered rows."""
+    if reader == "own":
+        return parse_example, functools.partial(grey_rows, height=SIDE, width=SIDE)
+    return rlu_atari_tensorflow.parse, rlu_atari_tensorflow.rows_of

@@ -30,14 +30,14 @@ __all__ = [
     "parse_example",
     "read_batches",
     "read_records",
-    "walk",
     "varint",
+    "walk",
 ]
 
 GZIP = b"\x1f\x8b"
 INPUT_BYTES = 1 << 16  # read from the file at once
 OUTPUT_BYTES = 1 << 20  # inflated at once
-BATCH = 4096  # records at most
+BATCH, BATCH_BYTES = 4096, 1 << 22  # records at most, bytes at least
 
 Feature = list[bytes] | np.ndarray[Any, Any]
 
@@ -89,6 +89,7 @@ def read_batches(
         found = "a folder" if path.is_dir() else "none"
         raise InputError(f"expected a TFRecord file at {path}, found {found}; check the path")
     number, data, at = 0, b"", 0
+    damage: RecordError | None = None
     with path.open("rb") as file:
         is_gzip = file.read(2) == GZIP
         file.seek(0)
@@ -99,13 +100,22 @@ def read_batches(
             max_bytes = min(max_bytes, path.stat().st_size)
 
         def fill(size: int) -> int:
-            """Read on until ``size`` bytes are there; return how many are."""
-            nonlocal data, at
+            """Read on until ``size`` bytes are there, or more; return how many are."""
+            nonlocal data, at, damage
             parts, there = [data[at:]], len(data) - at
-            while there < size and (chunk := next(chunks, b"")):
+            while there < max(size, BATCH_BYTES) and not damage:
+                try:
+                    chunk = next(chunks, b"")
+                except RecordError as error:
+                    damage = error
+                    break
+                if not chunk:
+                    break
                 parts.append(chunk)
                 there += len(chunk)
             data, at = b"".join(parts), 0
+            if there < size and damage:
+                raise damage
             return there
 
         try:
@@ -122,7 +132,8 @@ def read_batches(
                 if error == BAD_LENGTH:
                     raise RecordError("a wrong checksum of the record's length")
                 if error == TOO_LONG:
-                    raise RecordError(f"a record of {length % 2**64} bytes, more than the {max_bytes} here")
+                    length %= 1 << 64
+                    raise RecordError(f"a record of {length} bytes, more than the {max_bytes} here")
                 if error == BAD_DATA:
                     raise RecordError("a record with a wrong checksum")
                 if count == BATCH:
