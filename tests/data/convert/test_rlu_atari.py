@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.server
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_rlu import png, transition, write_shard
+from make_rlu import example, mutate, png, transition, write_shard
 
 from tianshou_ext.data import download
 from tianshou_ext.data.convert import rlu_atari
+from tianshou_ext.data.convert.png import grey_rows, unfilter
 from tianshou_ext.data.convert.rlu_atari import convert
+from tianshou_ext.data.convert.rlu_atari_plain import frames_of, shares_frames, transitions
 from tianshou_ext.data.convert.tfrecord import parse_example, read_records
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
 from tianshou_ext.errors import InputError
@@ -25,6 +28,7 @@ from tianshou_ext.tianshou_api import ReplayBuffer
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = ROOT.parent / "shared/data/formats/rlu_atari"
+CASES = int(os.environ.get("TIANSHOU_EXT_FUZZ", "500"))
 NAME = "run_1-00000-of-00100"
 needs_samples = pytest.mark.skipif(not SAMPLES.exists(), reason="needs the sample files")
 
@@ -69,10 +73,18 @@ def check(path: Path, columns: dict[str, np.ndarray]) -> None:
         assert np.array_equal(buffer.next(rows), rows) and np.array_equal(buffer.prev(rows), rows)
 
 
+@pytest.fixture(params=["compiled", "one by one"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode in compiled code, which small shards otherwise do without, or not."""
+    least = 0 if request.param == "compiled" else 1 << 62
+    monkeypatch.setattr(rlu_atari, "COMPILED_BYTES", least)
+
+
 def quiet(*args: Any, **options: Any) -> rlu_atari.Report:
     return convert(*args, progress=False, **options)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_every_row(zipped: bool, compression: Any, tmp_path: Path):
@@ -99,6 +111,7 @@ def test_blocks_jobs_and_shards_do_not_show(tmp_path: Path, monkeypatch: pytest.
         check(tmp_path / "b.hdf5", columns)
 
 
+@pytest.mark.usefixtures("way")
 @needs_samples
 @pytest.mark.parametrize("name", ["Asterix/run_1-00000-of-00100", "Pong/run_2-00017-of-00100"])
 def test_sample_as_another_decoder_reads_it(name: str, tmp_path: Path):
@@ -143,6 +156,43 @@ def test_no_tensorflow_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
         quiet(tmp_path / NAME, tmp_path / "b.hdf5", reader="tensorflow")
 
 
+def test_compiled_code_takes_no_record_that_is_refused_otherwise():
+    """What it takes is the same; TIANSHOU_EXT_FUZZ=100000 runs more cases."""
+    rng = np.random.default_rng(5)
+    whole = [example(record) for record in made(4)[0]]
+    taken = 0
+    for case in range(CASES):
+        record = mutate(rng, whole[case % 4]) if case > 3 else whole[case]
+        if case % 2:  # flip a bit of what is not a pixel
+            at = [k for k in range(len(record)) if record[k : k + 4] in (b"a_t\x12", b"r_t\x12")]
+            damaged = bytearray(record)
+            if at and case > 3:
+                damaged[at[case % len(at)] + int(rng.integers(12))] ^= 1 << int(rng.integers(8))
+            record = bytes(damaged)
+        data = b"before" + record + b"after"
+        found = transitions(data, np.array([[6, 6 + len(record)]]), 18)
+        if found is None:
+            assert case > 3
+            continue
+        taken += 1
+        images, action, reward, discount = rlu_atari._transition(parse_example(record))
+        assert [data[start:stop] for start, stop in found.images[0]] == images
+        assert (action, reward, discount) == (
+            found.actions[0],
+            found.rewards[0],
+            found.discounts[0],
+        )
+        assert shares_frames(data, found) == (images[1:4] == images[4:7])
+        frames = frames_of(data, found, shared=False)
+        if frames is not None:
+            pixels = [np.frombuffer(grey_rows(image, 84, 84), np.uint8) for image in images]
+            out = np.empty((8, 84, 84), np.uint8)
+            unfilter(np.concatenate(pixels).tobytes(), out)
+            assert np.array_equal(frames[0], out)
+    assert CASES / 100 < taken < CASES
+
+
+@pytest.mark.usefixtures("way")
 def test_frames_that_are_not_shared_are_stored_in_full(tmp_path: Path):
     records, columns = made(5)
     other = np.full((4, 84, 84), 9, np.uint8)
@@ -222,6 +272,7 @@ REASONS = {
 }
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("case", list(BAD))
 def test_a_bad_record_stops_or_is_left_out(case: str, tmp_path: Path):
     records, columns = made(6)
@@ -236,6 +287,7 @@ def test_a_bad_record_stops_or_is_left_out(case: str, tmp_path: Path):
     check(tmp_path / "b.hdf5", {key: np.delete(v, 4, 0) for key, v in columns.items()})
 
 
+@pytest.mark.usefixtures("way")
 def test_misnamed_and_missing_features(tmp_path: Path):
     records, _ = made(2)
     for record in records:
@@ -247,6 +299,7 @@ def test_misnamed_and_missing_features(tmp_path: Path):
         quiet(tmp_path / NAME, tmp_path / "b.hdf5", on_error="skip")
 
 
+@pytest.mark.usefixtures("way")
 def test_a_broken_file_gives_the_records_before(tmp_path: Path):
     records, columns = made(6)
     data = write_shard(tmp_path / NAME, records)
