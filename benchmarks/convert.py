@@ -34,11 +34,12 @@ from tianshou_ext.cli import launch
 from tianshou_ext.data.convert.checksums import crc32c, masked
 
 WORKER = """
-import json, sys, time
+import json, os, sys, time
 from tianshou_ext.cli import COMMANDS, _load
 name, warm, src, dst, options = sys.argv[1:]
 convert = _load(COMMANDS["convert"][name])
 convert(warm, dst + ".warm", progress=False)  # loads compiled code
+os.remove(dst + ".warm")
 cpu, start = time.process_time(), time.perf_counter()
 report = convert(src, dst, progress=False, **json.loads(options))
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -77,6 +78,21 @@ with open("/proc/self/status") as file:  # ru_maxrss would count the parent's me
 print(json.dumps({"rows": len(values), "seconds": seconds, "cpu": cpu, "mb": peak}))
 """
 
+# Reading the frames in blocks, and writing them to a file as our writer does: synced at the end.
+GUNZIP = """
+import gzip, json, os, sys, time
+src, dst, rows = sys.argv[1:]
+cpu, start = time.process_time(), time.perf_counter()
+with gzip.open(src) as file, open(dst, "wb") as out:
+    while block := file.read(1 << 23):
+        out.write(block)
+    if dst != "/dev/null":
+        out.flush()
+        os.fsync(out.fileno())
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+print(json.dumps({"rows": int(rows), "seconds": seconds, "cpu": cpu, "mb": 0}))
+"""
+
 
 @dataclass
 class Args:
@@ -101,7 +117,7 @@ def run(label: str, worker: str, *args: object) -> None:
     got = json.loads(out.splitlines()[-1])
     print(
         f"{label:24} {got['rows'] / got['seconds']:8,.0f} rows/s; main process:"
-        f" {got['cpu'] / got['rows'] * 1e6:6,.0f} us of CPU time a row, {got['mb']:,.0f} MB peak",
+        f" {got['cpu'] / got['rows'] * 1e6:6,.1f} us of CPU time a row, {got['mb']:,.0f} MB peak",
         flush=True,
     )
 
@@ -109,17 +125,16 @@ def run(label: str, worker: str, *args: object) -> None:
 def rlu(args: Args, folder: Path) -> None:
     """Measure a shard of RL Unplugged's Atari transitions, from PNGs to a buffer."""
     for game in args.games:
-        shard, small = folder / "run_1-00000-of-00100", folder / "run_1-00001-of-00100"
+        shard = folder / "run_1-00000-of-00100"
         examples = list(transitions(game, args.rows))
         write_shard(shard, [examples[k] for k in np.random.default_rng(0).permutation(args.rows)])
-        write_shard(small, examples[:10])
         size = sum(len(image) for example in examples for image in example["o_t"])
         print(f"{game}: {args.rows} records, {size / 4 / args.rows:.0f} bytes a PNG")
         for jobs in args.jobs:
             options = json.dumps({"jobs": jobs})
-            run(f"ours, {jobs} job(s)", WORKER, "rlu-atari", small, shard, folder / "b", options)
+            run(f"ours, {jobs} job(s)", WORKER, "rlu-atari", shard, shard, folder / "b", options)
         options = json.dumps({"compression": "gzip"})
-        run("ours, 1 job, gzip", WORKER, "rlu-atari", small, shard, folder / "b", options)
+        run("ours, 1 job, gzip", WORKER, "rlu-atari", shard, shard, folder / "b", options)
         if importlib.util.find_spec("tensorflow"):
             run("eager TensorFlow, gzip 4", TENSORFLOW, shard, folder / "b")
         else:
@@ -246,13 +261,10 @@ def dqn_replay(args: Args, folder: Path) -> None:
 
     write(folder / "large/replay_logs", count)
     write(folder / "small/replay_logs", 200)
-    start = time.perf_counter()
-    with gzip.open(folder / "large/replay_logs/$store$_observation_ckpt.0.gz") as file:
-        while file.read(1 << 23):
-            pass
-    print(
-        f"DQN Replay, {game}: {count / (time.perf_counter() - start):,.0f} rows/s by gunzip alone"
-    )
+    print(f"DQN Replay, {game}: {count:,} rows")
+    logs = folder / "large/replay_logs/$store$_observation_ckpt.0.gz"
+    run("gunzip alone", GUNZIP, logs, "/dev/null", count)
+    run("gunzip to a synced file", GUNZIP, logs, folder / "b", count)
     run("ours", WORKER, "dqn-replay", folder / "small", folder / "large", folder / "b", "{}")
 
 

@@ -34,8 +34,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
-@intrinsic
-def load_word(_: Any, octets: Any, at: Any) -> Any:
+def _load(_: Any, octets: Any, at: Any) -> Any:
     """Return eight bytes of a uint8 array, little endian, as int64; nothing is checked."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -44,8 +43,7 @@ def load_word(_: Any, octets: Any, at: Any) -> Any:
     return numba.int64(octets, numba.int64), generate
 
 
-@intrinsic
-def _store_word(_: Any, octets: Any, at: Any, word: Any) -> Any:
+def _store(_: Any, octets: Any, at: Any, word: Any) -> Any:
     """Write an int64 as eight bytes, little endian; nothing is checked."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -60,6 +58,10 @@ def _word_at(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     array = context.make_array(signature.args[0])(context, builder, args[0])
     place = builder.gep(array.data, [args[1]])
     return builder.bitcast(place, ir.IntType(64).as_pointer())
+
+
+load_word: Any = intrinsic(_load)
+_store_word: Any = intrinsic(_store)
 
 
 # An entry of a table: how many bits the code has (5 bits), what it stands for (3), how many extra
@@ -119,7 +121,7 @@ def _fill(table: Any, bits: Any, lengths: Any, meanings: Any) -> Any:
         starts[length] += 1
     table[: 1 << bits] = 0
     behind, prefix, second = 1 << bits, -1, 0
-    code = 0  # of 15 bits
+    code: Any = 0  # of 15 bits
     for k in range(counts[0], len(lengths)):
         symbol = order[k]
         length = np.int64(lengths[symbol])
@@ -171,7 +173,7 @@ def _codes(data: Any, at: Any, tables: Any, stop: Any) -> Any:
     literal_count, distance_count = 257 + (word & 31), 1 + (word >> 5 & 31)
     count = 4 + (word >> 10 & 15)
     at += 14
-    if literal_count > 286 or distance_count > 30:
+    if literal_count > 286 or distance_count > 30 or at >> 3 > stop:
         return REFUSED
     few = np.zeros(19, np.uint8)
     for k in range(count):
@@ -180,8 +182,10 @@ def _codes(data: Any, at: Any, tables: Any, stop: Any) -> Any:
     if not _fill(codes, CODE_BITS, few, CODES):
         return REFUSED
     lengths = np.empty(MAX_LENGTHS, np.uint8)
-    k, value, total = 0, -1, literal_count + distance_count
-    while k < total:
+    done: Any = 0
+    value: Any = -1
+    total = literal_count + distance_count
+    while done < total:
         if at >> 3 > stop:
             return REFUSED
         word = load_word(data, at >> 3) >> (at & 7)
@@ -193,14 +197,14 @@ def _codes(data: Any, at: Any, tables: Any, stop: Any) -> Any:
             word >>= more
             if entry >> 16 & 255 != REPEAT:
                 value = entry >> 16 & 255
-            if entry == 0 or value < 0 or k + times > total:
+            if entry == 0 or value < 0 or done + times > total:
                 return REFUSED
-            _store_word(lengths, k, value * EACH)
-            for rest in range(k + 8, k + times):
+            _store_word(lengths, done, value * EACH)
+            for rest in range(done + 8, done + times):
                 lengths[rest] = value
-            k += times
+            done += times
             at += (entry & 31) + more
-            if k == total:
+            if done == total:
                 break
     if lengths[256] == 0 or not _fill(literals, LITERAL_BITS, lengths[:literal_count], LITERALS):
         return REFUSED
@@ -239,7 +243,7 @@ def _adler(octets: Any, size: Any) -> Any:
 def inflate(data: Any, start: Any, stop: Any, out: Any, size: Any, tables: Any) -> Any:
     """Inflate ``data[start:stop]`` to exactly ``size`` bytes.
 
-    :param data: uint8 with at least eight bytes behind ``stop``.
+    :param data: uint8 with at least 16 bytes behind ``stop``.
     :param out: uint8 with room for ``size`` and ``SLACK`` bytes.
     :param tables: uint32 (TABLE_ENTRIES,), scratch.
     :return: whether it was done; else what is in ``out`` is of no use.
@@ -250,7 +254,8 @@ def inflate(data: Any, start: Any, stop: Any, out: Any, size: Any, tables: Any) 
     if head & 0x8F20 != 0x0800 or head % 31:  # deflate, a window of at most 32 kB, no dictionary
         return False
     literals, distances, _ = _split(tables)
-    at, done, last = 8 * (start + 2), 0, False  # at: in bits
+    at, last = 8 * (start + 2), False  # at: in bits
+    done: Any = 0
     while not last:
         if at >> 3 > stop:
             return False

@@ -179,7 +179,7 @@ def _decode_plain(
 
 @compiled
 def _big(octets: Any, at: Any) -> Any:
-    value = 0
+    value: Any = 0
     for k in range(4):
         value = value << 8 | np.int64(octets[at + k])
     return value

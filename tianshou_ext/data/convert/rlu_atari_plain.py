@@ -134,7 +134,7 @@ def _transitions(
             elif kind == FLOATS:
                 if stop - start != 4:
                     return False
-                value = 0
+                value: Any = 0
                 for k in range(4):
                     value |= np.int64(data[start + k]) << 8 * k
                 numbers[which - 3, record] = value

@@ -169,7 +169,7 @@ def _scan(data: Any, at: Any, max_bytes: Any, check: Any, tables: Any, bounds: A
     while count < len(bounds):
         if len(data) - at < 12:
             return count, at, 0, np.int64(-1)
-        length = load_word(data, at)
+        length: Any = load_word(data, at)
         if masked_crc(data, at, at + 8, tables) != _crc_at(data, at + 8):
             return count, at, BAD_LENGTH, length
         if not 0 <= length <= max_bytes:
@@ -186,7 +186,7 @@ def _scan(data: Any, at: Any, max_bytes: Any, check: Any, tables: Any, bounds: A
 
 @compiled
 def _crc_at(data: Any, at: Any) -> Any:
-    value = 0
+    value: Any = 0
     for k in range(4):
         value |= np.int64(data[at + k]) << 8 * k
     return value
