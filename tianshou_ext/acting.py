@@ -61,13 +61,18 @@ class Acting:
         for name in ("random_steps", "warm_up_steps"):
             if getattr(self, name) < 0:
                 raise InputError(f"expected no negative {name}, got {getattr(self, name)}")
-        least = max(1, self.random_steps + self.warm_up_steps)
-        if self.rows < least:
+        least = max(1, self.first_steps(num_envs))
+        if self.rows(num_envs) < least:
             raise InputError(
                 f"expected a buffer_size of at least random_steps and warm_up_steps, {least}, got "
-                f"{self.rows}; change one"
+                f"{self.buffer_size}; change one"
             )
         collect = num_envs if self.step_per_collect is None else self.step_per_collect
+        if collect % num_envs:
+            raise InputError(
+                f"expected step_per_collect in whole rounds of {num_envs} environments, got "
+                f"{collect}; change one"
+            )
         if self.step_per_epoch < 1 or collect < 1 or self.step_per_epoch % collect:
             raise InputError(
                 f"expected step_per_epoch in whole collections of {collect} steps, got "
@@ -86,20 +91,20 @@ class Acting:
         """Gradient steps an epoch."""
         return round(self.step_per_epoch * self.update_per_step)
 
-    @property
-    def steps(self) -> int:
-        """Environment steps in all."""
-        return self.random_steps + self.warm_up_steps + self.max_epoch * self.step_per_epoch
+    def first_steps(self, num_envs: int) -> int:
+        """Return the steps before the first epoch; environments act in whole rounds."""
+        first = (self.random_steps, self.warm_up_steps)
+        return sum(-(-steps // num_envs) * num_envs for steps in first)
 
-    @property
-    def rows(self) -> int:
-        """Transitions kept; all if no number was given."""
-        return self.steps if self.buffer_size is None else self.buffer_size
+    def rows(self, num_envs: int) -> int:
+        """Return the transitions kept; all if no number was given."""
+        if self.buffer_size is not None:
+            return self.buffer_size
+        return self.first_steps(num_envs) + self.max_epoch * self.step_per_epoch
 
-    def updates(self, online_steps: int) -> int:
+    def updates(self, online_steps: int, num_envs: int) -> int:
         """Return the gradient steps that go with so many environment steps, at an epoch's end."""
-        learned = online_steps - self.random_steps - self.warm_up_steps
-        return round(learned * self.update_per_step)
+        return round((online_steps - self.first_steps(num_envs)) * self.update_per_step)
 
 
 def act_and_learn(
@@ -124,7 +129,7 @@ def act_and_learn(
     resumed, step_per_epoch = policy.online_steps > 0, acting.step_per_epoch
     if resumed and folder is not None:
         restore_rows(buffer, buffer_file(folder, policy))
-    done = acting.updates(policy.online_steps) if resumed else 0
+    done = acting.updates(policy.online_steps, len(train_envs)) if resumed else 0
     logger = _OnlineLogger(
         policy,
         folder,

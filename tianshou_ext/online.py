@@ -8,6 +8,7 @@ interrupted or not; the episode that an epoch's end cuts is a truncated one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from tianshou_ext.acting import (
 from tianshou_ext.data.mixing import Mixing
 from tianshou_ext.data.online_buffer import make_online_buffer
 from tianshou_ext.divergence import OnDivergence
+from tianshou_ext.errors import InputError
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.checks import check_environment, check_learns_online
 from tianshou_ext.tianshou_api import ReplayBuffer
@@ -91,8 +93,10 @@ def online_trainer(
     )
     acting.collect(len(train_envs))
     check_environment(policy, train_envs)
+    check_environment(policy, test_envs)
     folder = None if logdir is None else Path(logdir)
     forget_steps(policy, folder)
+    check_settings(folder, asdict(acting))
     run = resume_run(policy, folder, resume)
     describe_run(policy, folder, {**asdict(acting), **(about or {})})
     return act_and_learn(
@@ -100,7 +104,7 @@ def online_trainer(
         train_envs,
         test_envs,
         acting,
-        make_online_buffer(policy.observation_space, acting.rows, len(train_envs)),
+        make_online_buffer(policy.observation_space, acting.rows(len(train_envs)), len(train_envs)),
         folder,
         run,
         save_epochs=save_epochs,
@@ -191,9 +195,12 @@ def offline_to_online_trainer(
     acting.collect(len(train_envs))
     check_learns_online(policy)
     check_environment(policy, train_envs)
+    check_environment(policy, test_envs)
     folder = None if logdir is None else Path(logdir)
     forget_steps(policy, folder)
-    facts = {"online": asdict(acting), "mixing": asdict(mixing), **(about or {})}
+    offline = {"offline_epoch": offline_epoch, "update_per_epoch": update_per_epoch}
+    check_settings(folder, {**asdict(acting), **asdict(mixing), **offline})
+    facts = {"online": asdict(acting), "mixing": asdict(mixing), **offline, **(about or {})}
     if offline_epoch:
         rows = offline_trainer(
             policy,
@@ -220,7 +227,9 @@ def offline_to_online_trainer(
         run = resume_run(policy, folder, resume, offline_buffer)
         policy.process_buffer(offline_buffer)
         describe_run(policy, folder, facts)
-    buffer = make_online_buffer(policy.observation_space, acting.rows, len(train_envs))
+    buffer = make_online_buffer(
+        policy.observation_space, acting.rows(len(train_envs)), len(train_envs)
+    )
     policy.go_online(buffer, mixing, seed=env_seeds(1, seed, DATA)[0])
     if not policy.online_steps:
         policy.on_online_start(run["rows"][-1][2] if run.get("rows") else None)
@@ -246,3 +255,24 @@ def forget_steps(policy: OfflinePolicy, folder: Path | None) -> None:
     """Count environment steps from 0, unless a run is there to go on with."""
     if folder is None or not (folder / CHECKPOINT).exists():
         policy.online_steps = 0
+
+
+def check_settings(folder: Path | None, settings: Mapping[str, Any]) -> None:
+    """Check that a run that has begun to act goes on as it was; its epochs in all may be others.
+
+    :raises InputError: if a setting differs from what ``run.json`` says.
+    """
+    if folder is None or not (folder / "run.json").exists() or not any(folder.glob("buffer_*")):
+        return
+    noted = json.loads((folder / "run.json").read_text())
+    before = {**noted, **noted.get("online", {}), **noted.get("mixing", {})}
+    differing = [
+        f"{name} was {before[name]}, is {value}"
+        for name, value in settings.items()
+        if name not in ("max_epoch", "episode_per_test") and before.get(name, value) != value
+    ]
+    if differing:
+        raise InputError(
+            f"expected the settings of the run at {folder} ({', '.join(differing)}); use the old "
+            "ones, choose another --logdir, or delete the folder"
+        )

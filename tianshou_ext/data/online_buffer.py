@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from tianshou.data import Batch, VectorReplayBuffer
 
+from tianshou_ext.data.hdf5 import open_hdf5
 from tianshou_ext.data.replay import filled_rows
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
@@ -50,7 +51,9 @@ def save_rows(buffer: ReplayBuffer, path: Path) -> None:
 
 
 def restore_rows(buffer: ReplayBuffer, path: Path) -> None:
-    """Fill an empty buffer, of the same sizes, with what ``save_rows`` wrote.
+    """Fill an empty buffer, of the same sizes or larger, with what ``save_rows`` wrote.
+
+    A ring that was full and has more room now goes on behind its newest row.
 
     :raises InputError: if the file is missing or of another buffer.
     """
@@ -59,7 +62,12 @@ def restore_rows(buffer: ReplayBuffer, path: Path) -> None:
         raise InputError(
             f"expected the run's buffer at {path}, found none; restore it or start anew"
         )
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
+        if "state" not in file.attrs:
+            raise InputError(
+                f"expected the run's buffer at {path}, got an HDF5 file with {sorted(file)[:8]}; "
+                "restore it or start anew"
+            )
         state = np.asarray(file.attrs["state"])
         if len(state) != len(subs) or state[:, 0].max() > min(sub.maxsize for sub in subs):
             raise InputError(
@@ -67,7 +75,15 @@ def restore_rows(buffer: ReplayBuffer, path: Path) -> None:
                 f"{len(state)}, or a larger one; use the settings of the run"
             )
         starts = np.cumsum([0, *(sub.maxsize for sub in subs)])
-        rows = np.concatenate([s + np.arange(n) for s, (n, *_) in zip(starts, state, strict=False)])
+        state = state.copy()
+        places = []
+        for k, (sub, (size, inserted, _)) in enumerate(zip(subs, state, strict=True)):
+            place = np.arange(size)
+            if 0 < size < sub.maxsize:  # its oldest row comes first, also if it was a full ring
+                place = (place - inserted) % size
+                state[k, 1:] = size, size - 1
+            places.append(starts[k] + place)
+        rows = np.concatenate(places)
         columns = {}
         for key, values in file.items():
             column = np.zeros((buffer.maxsize, *values.shape[1:]), values.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 from tianshou.data import PrioritizedReplayBuffer, PrioritizedVectorReplayBuffer
@@ -97,17 +98,19 @@ def check_data(replay: Replay, observation_space: Any, action_space: Any) -> Non
 
 
 def check_environment(policy: OfflinePolicy, envs: Any) -> None:
-    """Check that vector environments have the policy's spaces.
+    """Check that vector environments, if there are any, have the policy's spaces.
 
     :raises InputError: if they have other ones.
     """
-    for kind in ("observation", "action"):
+    for kind in ("observation", "action") if envs is not None else ():
         mine, given = getattr(policy, f"{kind}_space"), getattr(envs, f"{kind}_space")
         theirs = given[0] if isinstance(given, list) else given
-        if mine is not None and (mine.shape, getattr(mine, "n", 0)) != (
-            theirs.shape,
-            getattr(theirs, "n", 0),
-        ):
+        if mine is None:
+            continue
+        same = (mine.shape, getattr(mine, "n", 0)) == (theirs.shape, getattr(theirs, "n", 0))
+        if same and kind == "action" and isinstance(mine, Box):
+            same = np.allclose(mine.low, theirs.low) and np.allclose(mine.high, theirs.high)
+        if not same:
             raise InputError(
                 f"expected environments with {kind}s of {mine}, as the policy and its data have, "
                 f"got {theirs}; make the environment that the data are from"
