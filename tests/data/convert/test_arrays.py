@@ -436,6 +436,10 @@ FAULTS: dict[str, dict[str, Any]] = {
     "terminals is nan in row 0": {"terminals": np.full(N, np.nan)},
     "rows 4 to 6: obs is NaN or infinite in row 5": {"observations": INF},
     "rows 0 to 3: rew is NaN or infinite in row 0": {"rewards": np.full(N, np.nan)},
+    "discount is nan in row 2, expected 0 to 1": {
+        "terminals": None,
+        "discount": np.where(np.arange(N) == 2, np.nan, 0.9),
+    },
     "act is negative in row 0": {"actions": np.full(N, -1)},
     "no rows": {k: v[:0] for k, v in columns().items()},
     "obs holds no numbers": {"observations": np.zeros((N, 0))},
@@ -474,7 +478,7 @@ def test_missing_cells_and_text_in_tables(tmp_path: Path):
     with pytest.raises(InputError, match="rows 4 to 6: obs is NaN or infinite in row 5"):
         run(src, tmp_path)
     src.write_text("\n".join([header, *rows[:5], "oops," + rows[5].split(",", 1)[1]]))
-    with pytest.raises(InputError, match="not numbers"):
+    with pytest.raises(InputError, match="not numbers: 'oops' in row 5"):
         run(src, tmp_path)
     for text in ("", header, "\x00\x00", 'a,b\n"'):
         src.write_text(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ class Column:
         self.rows = len(self.parts[0])
         for key, part in zip(keys, self.parts, strict=True):
             if part.dtype.kind not in "biuf" and name != "episode":
-                raise InputError(f"{key} holds {part.dtype}, not numbers")
+                raise InputError(f"{key} holds {part.dtype}, not numbers{_first_other(part)}")
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows as they are stored in a buffer."""
@@ -134,6 +135,14 @@ class Column:
             raise InputError(f"{self.name} holds {values.shape[1:]} a row, expected one number")
         return values.reshape(-1)
 
+    def discounts(self) -> Array:
+        values = self.whole()
+        sound = (values >= 0) & (values <= 1)  # NaN is neither
+        if not sound.all():
+            row = int(np.argmin(sound))
+            raise InputError(f"{self.keys[0]} is {values[row]} in row {row}, expected 0 to 1")
+        return values
+
     def flags(self) -> Array:
         values = self.whole()
         wrong = np.flatnonzero((values != 0) & (values != 1))
@@ -142,6 +151,18 @@ class Column:
                 f"{self.keys[0]} is {values[wrong[0]]} in row {wrong[0]}, expected 0 or 1"
             )
         return values.astype(bool)
+
+
+def _first_other(part: Any) -> str:
+    """Name the first value of a column of texts or objects that is no number."""
+    for row, value in enumerate(part[:] if part.dtype.kind in "OUS" else ()):
+        try:
+            is_number = not math.isnan(float(value))
+        except (TypeError, ValueError):
+            is_number = False
+        if not is_number:
+            return f": {value!r:.40} in row {row}"
+    return ""
 
 
 def _as_stored(name: str, values: Array) -> Array:

@@ -78,7 +78,7 @@ class Table:
         elif "done" in flags:
             self.terminated = done & ~flags.get("truncated", none)
         elif "discount" in columns:
-            self.terminated = columns["discount"].whole() == 0
+            self.terminated = columns["discount"].discounts() == 0
         else:
             self.terminated = none
         self.truncated = flags.get("truncated", none) | (done & ~self.terminated)
