@@ -196,6 +196,8 @@ def zeros_by(lengths: dict[int, int], distances: list[int], body: str) -> bytes:
 
 SOME = {0: 1, 256: 2, 285: 2}  # zero: 0, end: 10, copy 258: 11
 BODY = "0" + "110" * 27 + "0" * (84 * 85 - 1 - 27 * 258) + "10"
+ZERO, COPIES = "00110000", "1100010100000" * 27  # by the fixed codes; 286 and 287 stand for nothing
+FIXED = "110" + ZERO + "{}" + COPIES + ZERO * (84 * 85 - 1 - 27 * 258) + "0" * 7
 
 
 @pytest.mark.parametrize(
@@ -213,6 +215,9 @@ BODY = "0" + "110" * 27 + "0" * (84 * 85 - 1 - 27 * 258) + "10"
         (zeros_by(SOME, [1], BODY[:-3]), False),
         (zeros_by(SOME, [1], "0" + BODY), False),
         (zeros_by(SOME, [1], BODY[:-2]), False),
+        (deflated(FIXED.format("")), True),
+        (deflated(FIXED.format("11000110")), False),
+        (deflated(FIXED.format("11000111")), False),
     ],
 )
 def test_compiled_code_takes_the_codes_that_zlib_takes(data: bytes, sound: bool):

@@ -67,18 +67,19 @@ _store_word: Any = intrinsic(_store)
 # An entry of a table: how many bits the code has (5 bits), what it stands for (3), how many extra
 # bits follow (8), and a value (16): one or two literals, the base of a length or a distance, or
 # where a second table begins.
-ONE, TWO, COPY, END, SECOND = (kind << 5 for kind in (1, 2, 4, 5, 6))
+ONE, TWO, COPY, END, SECOND, NOTHING = (kind << 5 for kind in (1, 2, 4, 5, 6, 7))
 
 
 def _meanings() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the entries, without bits of the code, of every literal or length, and distance."""
-    literals = np.zeros(288, np.uint32)  # 286 and 287 stand for nothing
+    literals = np.zeros(288, np.uint32)
     literals[:256] = np.arange(256) << 16 | ONE
     literals[256] = END
     extra = np.array([0] * 8 + [k // 4 for k in range(4, 24)] + [0])
     base = 3 + np.cumsum(np.append(0, 1 << extra[:-1]))
     base[-1] = 258
     literals[257:286] = base << 16 | extra << 8 | COPY
+    literals[286:] = NOTHING
     distances = np.zeros(32, np.uint32)
     extra = np.array([0, 0] + [k // 2 for k in range(28)])
     base = 1 + np.cumsum(np.append(0, 1 << extra[:-1]))
