@@ -62,7 +62,7 @@ def test_divergence_is_named_and_stops_the_run(
 ):
     policy = make_policy("sac_n", actions="continuous")
     spoil(policy, 12, how)
-    with pytest.raises(DivergenceError, match=words) as caught:
+    with pytest.raises(DivergenceError, match=f"{words}.*; the last good checkpoint") as caught:
         train(policy, continuous_buffer, tmp_path)
     assert "\n" not in str(caught.value)
     # Noticed at the next logging step (15), or the next checkpoint (20) for weights alone.
@@ -70,6 +70,16 @@ def test_divergence_is_named_and_stops_the_run(
     kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert kept["num_updates"] == 10
     assert all(torch.isfinite(value).all() for value in kept["policy"].values())
+
+
+def test_without_a_checkpoint_none_is_said_to_be_kept(
+    make_policy, continuous_buffer, tmp_path: Path
+):
+    policy = make_policy("sac_n", actions="continuous")
+    spoil(policy, 2, "loss")
+    with pytest.raises(DivergenceError, match="no checkpoint was written before"):
+        train(policy, continuous_buffer, tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()
 
 
 def test_warn_goes_on_and_warns_once(make_policy, continuous_buffer, tmp_path: Path):

@@ -65,7 +65,7 @@ def test_a_buffer_that_cannot_be_read_gets_one_sentence(damage, tmp_path: Path):
 def test_actions_of_other_bounds_are_refused():
     def other() -> gymnasium.Env:
         one = gymnasium.make("Pendulum-v1")
-        one.action_space = Box(-1.0, 1.0, (1,))
+        one.unwrapped.action_space = Box(-1.0, 1.0, (1,))
         return one
 
     with pytest.raises(InputError, match=r"environments with actions of Box\(-2.*got Box\(-1"):

@@ -26,6 +26,16 @@ from tianshou_ext.policy.registry import method_name
 
 FORMAT = 1
 """Version of the layout of a checkpoint."""
+RESTORED = (
+    "optimizers",
+    "scheduler",
+    "generators",
+    "global_generator",
+    "num_updates",
+    "eps",
+    "run",
+)
+"""What a checkpoint of that layout holds beside the method, its config and the weights."""
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
@@ -122,9 +132,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def _check(state: Mapping[str, Any], policy: OfflinePolicy, path: str | Path) -> None:
     name = method_name(policy)
     if state["format"] != FORMAT:
+        writer = dict(state.get("versions") or {}).get("tianshou_ext", "of another version")
         raise InputError(
             f"expected a checkpoint of format {FORMAT} at {path}, got format {state['format']}; "
-            f"it was written by tianshou_ext {state['versions'].get('tianshou_ext')}, use that one"
+            f"it was written by tianshou_ext {writer}, use that one"
+        )
+    missing = [key for key in ("method", "config", "policy", *RESTORED) if key not in state]
+    if missing:
+        raise InputError(
+            f"expected a complete checkpoint at {path}, got one without {', '.join(missing)}; "
+            "it is foreign or damaged, use another"
         )
     if state["method"] != name:
         raise InputError(
@@ -182,8 +199,14 @@ def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
             "another --logdir, or delete the folder"
         )
     _load_weights(policy, state["policy"], path)
-    for name, optim in policy.optimizers.items():
-        optim.load_state_dict(state["optimizers"][name])
+    try:
+        for name, optim in policy.optimizers.items():
+            optim.load_state_dict(state["optimizers"][name])
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"expected the optimizers {', '.join(policy.optimizers)} at {path}, got others "
+            f"({error}); use the policy that the checkpoint was made with"
+        ) from error
     if policy.lr_scheduler is not None and state["scheduler"] is not None:
         policy.lr_scheduler.load_state_dict(state["scheduler"])
     for name, generator in policy.generators.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,9 +24,16 @@ class DivergenceWatch:
     """Looks at a policy's metrics and weights.
 
     :param on_divergence: ``stop`` raises ``DivergenceError``; ``warn`` warns once.
+    :param checkpoint: where the run's checkpoint is, once there is one.
     """
 
-    def __init__(self, policy: OfflinePolicy, on_divergence: OnDivergence = "stop") -> None:
+    def __init__(
+        self,
+        policy: OfflinePolicy,
+        on_divergence: OnDivergence = "stop",
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
         self.policy = policy
         self.on_divergence = on_divergence
         self._reach: float | None = None
@@ -69,9 +77,11 @@ class DivergenceWatch:
             fault = f"{bad[0]} holds NaN or infinity" if bad else None
         if fault is None:
             return
+        kept = self.checkpoint is not None and self.checkpoint.exists()
+        left = "the last good checkpoint is kept" if kept else "no checkpoint was written before"
         sentence = (
             f"expected a training that converges, got one that diverged: at gradient step "
-            f"{self.policy.num_updates} {fault}; the last good checkpoint is kept, use a smaller "
+            f"{self.policy.num_updates} {fault}; {left}, use a smaller "
             "learning rate or a more conservative setting, or --on-divergence warn"
         )
         if self.on_divergence == "stop":

@@ -76,7 +76,8 @@ class RunLogger(BaseLogger):
         self.data: str | None = run.get("data")
         self.seconds_before = float(run.get("seconds", 0.0))
         self.start = time.monotonic()
-        self.watch = DivergenceWatch(policy, on_divergence)
+        checkpoint = None if folder is None else folder / CHECKPOINT
+        self.watch = DivergenceWatch(policy, on_divergence, checkpoint)
         self._writer: Any = None
         if tensorboard and folder is not None:
             try:

@@ -177,6 +177,7 @@ def test_the_command_says_what_it_made(packaged, tmp_path):
         ({"task": "Ant-v4", "level": "medium"}, r"that Ant-v4 has \(random\), got 'medium'"),
         ({"task": "Hoper-v4"}, "expected a task that is installed"),
         ({"task": "CartPole-v1", "level": "random"}, "expected a Box action space"),
+        ({"seed": -1}, "expected a seed of at least 0, got -1"),
         ({"level": "medium-replay", "steps": 2}, "at least a step for each of the 3 policies"),
     ],
 )

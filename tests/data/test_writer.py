@@ -105,5 +105,12 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path):
             BufferWriter(path, 9).__enter__()
 
 
+def test_a_folder_in_the_place_of_a_file_is_one_sentence(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path, "."):
+        with pytest.raises(InputError, match="expected a file to write, got the folder"):
+            BufferWriter(path, 9)
+
+
 def test_bytes_of_a_row_count_nested_columns():
     assert bytes_of_row({"obs": {"x": np.zeros((4, 2), np.float32)}, "act": np.zeros(4, int)}) == 16

@@ -373,8 +373,10 @@ def collect(
     :param seed: of the environment and the policies' noise.
     :param out: the buffer file to make; left out, one in the cache folder, made once.
     :param progress: show a progress bar.
-    :raises InputError: if the task lacks the level.
+    :raises InputError: if the task lacks the level, or the seed is negative.
     """
+    if seed < 0:
+        raise InputError(f"expected a seed of at least 0, got {seed}; change it")
     if task.startswith("cellworld"):
         from tianshou_ext.data.cellworld_play import collect_level
 

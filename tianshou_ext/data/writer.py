@@ -78,7 +78,7 @@ class BufferWriter:
         ``obs_next``, which become views of its first and last S.
     :param compression: of every column; ``none`` can be mapped, the others are read into memory.
     :param provenance: anything JSON can hold: source, command, seed, spaces, scores.
-    :raises InputError: if the compression is not installed.
+    :raises InputError: if the compression is not installed, or ``path`` is a folder.
     """
 
     def __init__(
@@ -93,6 +93,10 @@ class BufferWriter:
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise InputError(
+                f"expected a file to write, got the folder {self.path}; add a file's name"
+            )
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.size = size
         self.rows = 0
