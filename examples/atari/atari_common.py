@@ -95,6 +95,17 @@ class OfflineArgs(AtariArgs):
 
 
 MAX_SMOKE_FRAMES = 400
+COUNTS = (
+    "epoch",
+    "update_per_epoch",
+    "step_per_epoch",
+    "step_per_collect",
+    "training_num",
+    "test_num",
+    "batch_size",
+    "buffer_size",
+)
+"""Arguments of one example or another that are at least 1."""
 
 
 def player_buffer(task: str, size: int, eps: float, frames_stack: int, seed: int = 0) -> Path:
@@ -148,7 +159,14 @@ def apply_smoke(args: Any) -> dict[str, int]:
 
 
 def build_policy(args: AtariArgs, method: str, env: Any) -> OfflinePolicy:
-    """Build the policy with the hyperparameters that the arguments name."""
+    """Build the policy with the hyperparameters that the arguments name.
+
+    :raises InputError: if one of them, or a count that the run needs, is out of its range.
+    """
+    for name in COUNTS:
+        if getattr(args, name, 1) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"expected {flag} of at least 1, got {getattr(args, name)}; change it")
     policy = make_policy(
         method,
         env,

@@ -150,6 +150,23 @@ def test_bad_input_gets_one_sentence(options, sentence, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("cql", "epoch"),
+        ("cql", "buffer_size"),
+        ("cql", "test_num"),
+        ("qrdqn", "buffer_size"),
+        ("qrdqn", "step_per_collect"),
+    ],
+)
+def test_a_count_below_one_is_refused_before_anything_is_logged(name, count, tmp_path):
+    said = f"expected --{count.replace('_', '-')} of at least 1, got 0"
+    with pytest.raises(InputError, match=said):
+        run(name, tmp_path, smoke=False, **{count: 0})
+    assert not (tmp_path / "log").exists()
+
+
 def test_a_checkpoint_of_another_method_is_refused_and_kept(tmp_path):
     run("il", tmp_path)
     other = tmp_path / "log" / "PongNoFrameskip-v4" / "il" / "1626" / "checkpoint.pt"
