@@ -92,10 +92,10 @@ def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
 def fast_products(device: torch.device) -> Iterator[None]:
     """Let products of float32 matrices on an AMD processor take half the time, as exact as before.
 
-    torch multiplies such matrices by MKL, which on AMD's processors leaves half of their vector
-    units unused. By oneDNN, which uses them, it does so only where the product may be rounded to
-    bfloat16. Processors with units for that (AMX) would round; all others do not, so whether this
-    one does is tried once. What a user has chosen by ``torch.set_float32_matmul_precision`` stays.
+    torch multiplies such matrices by MKL, which took twice the time of oneDNN where it was measured
+    (docs/benchmarks.md), and by oneDNN only where the product may be rounded to bfloat16.
+    Processors with units for that (AMX) would round; others do not, so whether this one does is
+    tried once. What a user has chosen by ``torch.set_float32_matmul_precision`` stays.
 
     :param device: of the matrices.
     """
