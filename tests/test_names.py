@@ -51,6 +51,7 @@ def test_every_method_file_is_registered_and_exported():
         "o3f",
         "planner_greedy",
         "registry",
+        "staging",
     }
     assert files - shared == set(METHODS)
     package = importlib.import_module("tianshou_ext.policy")

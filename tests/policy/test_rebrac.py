@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tianshou_ext.errors import InputError
 from tianshou_ext.nn.actor_critic import EnsembleLayerNorm
-from tianshou_ext.nn.nets import EnsembleLinear
+from tianshou_ext.nn.nets import EnsembleHead, EnsembleLinear
 from tianshou_ext.policy import ReBRACConfig, ReBRACPolicy, TD3BCPolicy
 
 TARGET_ACTIONS = [[0.0, 0.0], [0.75, -0.5]]
@@ -120,7 +120,7 @@ def test_networks_and_initial_weights_are_the_papers(make_policy):
     options = {"hidden_sizes": (16, 16, 16), "lr": 1e-3, "critic_lr": 5e-5}
     policy = make_policy("rebrac", actions="continuous", **options)
     kinds = [type(layer) for layer in policy.critic.members]
-    assert kinds == [EnsembleLinear, nn.ReLU, EnsembleLayerNorm] * 3 + [EnsembleLinear]
+    assert kinds == [EnsembleLinear, nn.ReLU, EnsembleLayerNorm] * 3 + [EnsembleHead]
     norms = [m for m in policy.critic.modules() if isinstance(m, EnsembleLayerNorm)]
     assert {norm.eps for norm in norms} == {1e-6}
     assert not any(isinstance(m, nn.LayerNorm) for m in policy.actor.modules())
