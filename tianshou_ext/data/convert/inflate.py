@@ -27,7 +27,11 @@ EACH = 0x0101010101010101
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with numba; keep the result on disk where that is possible."""
+    """Compile with numba; keep the result on disk where that is possible.
+
+    What is kept does not notice changes of functions in other files that it calls: whoever edits
+    one deletes the ``*.nbi`` and ``*.nbc`` in ``__pycache__``.
+    """
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no folder that can be written
