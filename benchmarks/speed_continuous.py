@@ -392,7 +392,7 @@ def measure(contestants: Contestants, args: Args) -> dict[str, Any]:
         lead: {
             name: Summary.of([a / b for a, b in zip(rates[lead], rates[name], strict=True)])
             for name in names
-            if name == "ours" != lead or name not in VARIANTS
+            if name not in VARIANTS or (name == "ours" and lead != "ours")
         }
         for lead in names
         if lead in VARIANTS

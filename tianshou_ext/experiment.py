@@ -57,6 +57,18 @@ def check_device(device: str) -> None:
         ) from error
 
 
+def check_counts(args: Any, *names: str) -> None:
+    """Check arguments, of those that there are, that have to be at least 1 where they are given.
+
+    :raises InputError: if one is less.
+    """
+    for name in names:
+        count = getattr(args, name, None)
+        if count is not None and count < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"expected {flag} of at least 1, got {count}; change it")
+
+
 def use_threads(threads: int | None) -> None:
     """Let torch use so many threads on the CPU; as many as it chooses if None.
 

@@ -221,8 +221,10 @@ def resume_run(
     :raises InputError: if a run is there and is not to be resumed, or is another one, or one on
         other data.
     """
+    if folder is None:
+        return {}
     data = None if buffer is None else data_digest(buffer)
-    if folder is None or not (folder / CHECKPOINT).exists():
+    if not (folder / CHECKPOINT).exists():
         return {"data": data}
     if resume == "never":
         raise InputError(

@@ -16,6 +16,7 @@ from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
 from tianshou_ext.envs.atari_players import make_player
 from tianshou_ext.errors import InputError
 from tianshou_ext.experiment import (
+    check_counts,
     config_options,
     fit,
     make_policy,
@@ -163,10 +164,7 @@ def build_policy(args: AtariArgs, method: str, env: Any) -> OfflinePolicy:
 
     :raises InputError: if one of them, or a count that the run needs, is out of its range.
     """
-    for name in COUNTS:
-        if getattr(args, name, 1) < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"expected {flag} of at least 1, got {getattr(args, name)}; change it")
+    check_counts(args, *COUNTS)
     policy = make_policy(
         method,
         env,

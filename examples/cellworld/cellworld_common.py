@@ -27,6 +27,7 @@ from tianshou_ext.envs.cellworld_cache import SOURCE
 from tianshou_ext.envs.mujoco import SeededVectorEnv
 from tianshou_ext.errors import InputError
 from tianshou_ext.experiment import (
+    check_counts,
     config_options,
     fit,
     make_policy,
@@ -135,6 +136,7 @@ def train(args: OfflineArgs, name: str, method: str) -> list[dict[str, float]]:
         args.batch_size, args.test_num, args.epoch, args.update_per_epoch = 8, 1, 1, 3
         args.episodes, limit = min(args.episodes, 2), {"max_steps": SMOKE_STEPS}
     use_threads(args.threads)
+    check_counts(args, "epoch", "update_per_epoch", "batch_size", "test_num", "jobs")
     if args.episodes < 0:
         raise InputError(f"expected 0 episodes or more for the report, got {args.episodes}")
     env_options: dict[str, Any] = {
@@ -192,8 +194,6 @@ def train(args: OfflineArgs, name: str, method: str) -> list[dict[str, float]]:
 
 def make_test_envs(env_options: dict[str, Any], num: int, seed: int) -> SeededVectorEnv:
     """Make fast environments that start from the same seeds at every test."""
-    if num < 1:
-        raise InputError(f"expected at least one environment, got {num}; change --test-num")
     seeds = [int(one) for one in np.random.SeedSequence(seed).generate_state(num)]
     return SeededVectorEnv([partial(make_cellworld_env, **env_options, fast=True)] * num, seeds)
 

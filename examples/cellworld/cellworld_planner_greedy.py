@@ -30,7 +30,13 @@ from tianshou_ext.data.normalize import ObsNorm
 from tianshou_ext.divergence import OnDivergence
 from tianshou_ext.envs.cellworld import make_cellworld_env
 from tianshou_ext.errors import InputError
-from tianshou_ext.experiment import config_options, make_policy, run_folder, use_threads
+from tianshou_ext.experiment import (
+    check_counts,
+    config_options,
+    make_policy,
+    run_folder,
+    use_threads,
+)
 from tianshou_ext.online import offline_to_online_trainer
 from tianshou_ext.planning import Schedule, TLPPOPlanner
 from tianshou_ext.policy import PlannerGreedyPolicy
@@ -153,9 +159,7 @@ def main(args: Args) -> list[dict[str, float]]:
         args.epoch, args.step_per_epoch, args.test_num, args.batch_size = 2, 20, 1, 8
         args.episodes = min(args.episodes, 1)
     use_threads(args.threads)
-    for name in ("start_steps", "test_num", "num_envs"):
-        if getattr(args, name) < 1:
-            raise InputError(f"expected --{name.replace('_', '-')} of at least 1; change it")
+    check_counts(args, "start_steps", "test_num", "num_envs")
     env_options = {"world": args.world, "fast": True, **limit}
     make_env = partial(make_cellworld_env, **env_options)
     env = make_env()

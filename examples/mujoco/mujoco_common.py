@@ -24,6 +24,7 @@ from tianshou_ext.envs.mujoco import make_mujoco_env, make_mujoco_venv, resolve_
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import score_text
 from tianshou_ext.experiment import (
+    check_counts,
     config_options,
     fine_tune,
     fit,
@@ -168,6 +169,9 @@ def train(
         defaults, and behind presets and the command line.
     """
     name = name or method
+    check_counts(args, "update_per_epoch", "batch_size", "test_num", "online_steps_per_epoch")
+    if not args.online_steps:
+        check_counts(args, "epoch")
     limit = apply_smoke(args)
     use_threads(args.threads)
     args.task = resolve_task(args.task)

@@ -173,6 +173,8 @@ def test_data_that_do_not_fit_the_task(content, sentence, tmp_path):
         ({"resume_path": "absent.pth"}, "expected a checkpoint at absent.pth"),
         ({"device": "cuda:99"}, "expected a device"),
         ({"threads": -1}, "expected threads of at least 1, got -1"),
+        ({"epoch": 0, "dataset": "absent"}, "expected --epoch of at least 1, got 0"),
+        ({"batch_size": 0}, "expected --batch-size of at least 1, got 0"),
         ({"seed": -1}, "expected a seed of at least 0, got -1"),
         ({"watch": True, "smoke": False}, "expected --resume-path"),
         ({"gamma": 1.5}, r"expected gamma in \[0, 1\], got 1.5"),

@@ -31,11 +31,7 @@ from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.o3f import check_optimism, optimistic_action
 from tianshou_ext.policy.registry import method_actions
 from tianshou_ext.policy.staging import Staging
-from tianshou_ext.processor import (
-    Precision,
-    arithmetic,
-    check_precision,
-)
+from tianshou_ext.processor import Precision, arithmetic, check_precision
 from tianshou_ext.tianshou_api import ReplayBuffer, TrainingStats
 
 COMPILED_AROUND = ("randn", "rand", "optimize", "move_targets", "copy_targets")

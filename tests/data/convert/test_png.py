@@ -230,6 +230,18 @@ def test_compiled_code_takes_the_codes_that_zlib_takes(data: bytes, sound: bool)
             decoded(data)
 
 
+def damaged(rng: np.random.Generator, case: int, image: bytes, level: int = 1) -> bytes:
+    """Return an image with a mutation: anywhere, in its deflated contents, or in its rows."""
+    contents = image[41:-16]
+    match case % 3:
+        case 0:
+            return mutate(rng, image)
+        case 1:  # with right checksums of the parts
+            return with_contents(mutate(rng, contents))
+        case _:
+            return with_contents(zlib.compress(mutate(rng, zlib.decompress(contents)), level))
+
+
 def test_compiled_code_takes_no_damage():
     """What it takes is what zlib makes of it; nothing is written outside, nothing hangs.
 
@@ -238,19 +250,11 @@ def test_compiled_code_takes_no_damage():
     rng = np.random.default_rng(4)
     frames = [SMOOTH, NOISE // 128, (NOISE // 250) * SMOOTH]
     whole = [png(frame, filters=k) for frame in frames for k in (0, 4)]
-    contents = [data[41:-16] for data in whole]
     around = np.full((3, 84, 84), 7, np.uint8)
     taken = 0
     for case in range(CASES):
         which = case // 3 % len(whole)
-        match case % 3:
-            case 0:
-                data = mutate(rng, whole[which])
-            case 1:  # with right checksums of the parts
-                data = with_contents(mutate(rng, contents[which]))
-            case _:
-                rows = mutate(rng, zlib.decompress(contents[which]))
-                data = with_contents(zlib.compress(rows, 1 + case % 9))
+        data = damaged(rng, case, whole[which], level=1 + case % 9)
         if plainly([data], around[1:2]):
             taken += 1
             assert np.array_equal(around[1], decoded(data))
@@ -266,21 +270,13 @@ def test_no_damage_does_worse_than_an_error():
     """
     rng = np.random.default_rng(2)
     whole = [png(SMOOTH, filters=np.arange(84) % 5), png(NOISE), png(NOISE // 128, filters=4)]
-    contents = [data[41:-16] for data in whole]
     out = np.empty((84, 84), np.uint8)
     decode_grey(whole[0], out)  # loads the compiled code
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     longest, refused = 0.0, 0
     for case in range(CASES):
         which = case // 3 % 3
-        match case % 3:
-            case 0:
-                data = mutate(rng, whole[which])
-            case 1:  # with right checksums of the parts
-                data = with_contents(mutate(rng, contents[which]))
-            case _:
-                rows = mutate(rng, zlib.decompress(contents[which]))
-                data = with_contents(zlib.compress(rows, 1))
+        data = damaged(rng, case, whole[which])
         start = time.perf_counter()
         try:
             decode_grey(data, out)

@@ -9,7 +9,9 @@ import numpy as np
 
 from tianshou_ext.data.writer import flat_columns
 
-__all__ = ["wrong_with"]
+__all__ = ["MAX_ACTIONS", "wrong_with"]
+
+MAX_ACTIONS = 18  # of an Atari game
 
 Array = np.ndarray[Any, Any]
 

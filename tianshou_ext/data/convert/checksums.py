@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tianshou_ext.data.convert.inflate import compiled, load_word
+from tianshou_ext.data.convert.compiled import compiled, load_word
 
 __all__ = ["CRC32", "CRC32C", "crc", "crc32c", "masked", "masked_crc"]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tianshou_ext.data.convert.check import MAX_ACTIONS
 from tianshou_ext.data.convert.common import Fault, Settings
 from tianshou_ext.data.convert.dqn_replay_logs import COLUMNS, BadFileError, Log, open_log
 
@@ -20,7 +21,6 @@ __all__ = ["STACK", "Part", "frames_of", "plan"]
 
 STACK = 4
 PADDING = STACK - 1  # rows of zeros before every episode
-MAX_ACTIONS = 18  # of an Atari game
 BLOCK_BYTES = 1 << 23  # of frames read at once
 Array = np.ndarray[Any, Any]
 

@@ -6,15 +6,13 @@ to zlib, which finds one. See RFC 1950 (zlib) and RFC 1951 (deflate).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba.extending import intrinsic
 
-__all__ = ["SLACK", "TABLE_ENTRIES", "compiled", "inflate", "load_word"]
+from tianshou_ext.data.convert.compiled import compiled, load_word, store_word
+
+__all__ = ["SLACK", "TABLE_ENTRIES", "inflate"]
 
 SLACK = 280  # bytes that may be written behind the end of what is inflated
 LITERAL_BITS, DISTANCE_BITS, CODE_BITS = 10, 8, 7  # that are looked up at once
@@ -24,49 +22,6 @@ MAX_LENGTHS = 286 + 30 + 8
 REFUSED = -1
 REPEAT = 255
 EACH = 0x0101010101010101
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with numba; keep the result on disk where that is possible.
-
-    What is kept does not notice changes of functions in other files that it calls: whoever edits
-    one deletes the ``*.nbi`` and ``*.nbc`` in ``__pycache__``.
-    """
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no folder that can be written
-        return numba.njit(nogil=True)(function)
-
-
-def _load(_: Any, octets: Any, at: Any) -> Any:
-    """Return eight bytes of a uint8 array, little endian, as int64; nothing is checked."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(_word_at(context, builder, signature, args), align=1)
-
-    return numba.int64(octets, numba.int64), generate
-
-
-def _store(_: Any, octets: Any, at: Any, word: Any) -> Any:
-    """Write an int64 as eight bytes, little endian; nothing is checked."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = _word_at(context, builder, signature, args)
-        builder.store(args[2], place, align=1)
-        return context.get_dummy_value()
-
-    return numba.void(octets, numba.int64, numba.int64), generate
-
-
-def _word_at(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, args[0])
-    place = builder.gep(array.data, [args[1]])
-    return builder.bitcast(place, ir.IntType(64).as_pointer())
-
-
-load_word: Any = intrinsic(_load)
-_store_word: Any = intrinsic(_store)
-
 
 # An entry of a table: how many bits the code has (5 bits), what it stands for (3), how many extra
 # bits follow (8), and a value (16): one or two literals, the base of a length or a distance, or
@@ -204,7 +159,7 @@ def _codes(data: Any, at: Any, tables: Any, stop: Any) -> Any:
                 value = entry >> 16 & 255
             if entry == 0 or value < 0 or done + times > total:
                 return REFUSED
-            _store_word(lengths, done, value * EACH)
+            store_word(lengths, done, value * EACH)
             for rest in range(done + 8, done + times):
                 lengths[rest] = value
             done += times
@@ -281,13 +236,13 @@ def inflate(data: Any, start: Any, stop: Any, out: Any, size: Any, tables: Any) 
             word = load_word(data, at >> 3) >> (at & 7)  # 57 bits at least
             entry = np.int64(literals[word & (1 << LITERAL_BITS) - 1])
             if entry & 0x80 == 0:  # one or two literals
-                _store_word(out, done, entry >> 16)
+                store_word(out, done, entry >> 16)
                 done += entry >> 5 & 3
                 at += entry & 31
                 word >>= entry & 31
                 entry = np.int64(literals[word & (1 << LITERAL_BITS) - 1])
                 if entry & 0x80 == 0:
-                    _store_word(out, done, entry >> 16)
+                    store_word(out, done, entry >> 16)
                     done += entry >> 5 & 3
                     at += entry & 31
                     if entry == 0:
@@ -348,7 +303,7 @@ def _copy(out: Any, to: Any, distance: Any, length: Any) -> None:
     stop = to + length
     if distance >= 8:
         while to < stop:
-            _store_word(out, to, load_word(out, to - distance))
+            store_word(out, to, load_word(out, to - distance))
             to += 8
         return
     word = load_word(out, to - distance) & (1 << 8 * distance) - 1
@@ -358,5 +313,5 @@ def _copy(out: Any, to: Any, distance: Any, length: Any) -> None:
         step *= 2
     step = 8 // distance * distance
     while to < stop:
-        _store_word(out, to, word)
+        store_word(out, to, word)
         to += step

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tianshou_ext.data.convert.checksums import CRC32, crc
-from tianshou_ext.data.convert.inflate import SLACK, TABLE_ENTRIES, compiled, inflate
+from tianshou_ext.data.convert.compiled import compiled
+from tianshou_ext.data.convert.inflate import SLACK, TABLE_ENTRIES, inflate
 from tianshou_ext.data.convert.tfrecord import fast_zlib
 from tianshou_ext.errors import InputError
 

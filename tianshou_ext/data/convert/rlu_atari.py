@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tianshou_ext.data.convert import rlu_atari_tensorflow
+from tianshou_ext.data.convert.check import MAX_ACTIONS
 from tianshou_ext.data.convert.common import (
     Block,
     Fault,
@@ -47,7 +48,6 @@ SOURCE = "rlu-atari"
 COMPILED_BYTES = 1 << 23  # of a shard, from which on compiling pays
 ROWS = 256  # decoded at once; few enough for the allocator to reuse memory
 MAX_BYTES = 1 << 24  # of a record; real ones have about 15 kB
-MAX_ACTIONS = 18
 SHARD = re.compile(r"run_(\d+)-(\d+)-of-(\d+)")
 
 Reader = Literal["own", "tensorflow"]

@@ -13,6 +13,7 @@ from typing import Any, Literal, Unpack
 
 import numpy as np
 
+from tianshou_ext.data.convert.check import MAX_ACTIONS
 from tianshou_ext.data.convert.common import Options, Report
 from tianshou_ext.data.convert.png import PngError, decode_grey
 from tianshou_ext.data.convert.records import (
@@ -28,7 +29,6 @@ from tianshou_ext.errors import InputError
 __all__ = ["convert"]
 
 FRAME = (84, 84)
-MAX_ACTIONS = 18
 
 Array = np.ndarray[Any, Any]
 Rewards = Literal["unclipped", "clipped"]

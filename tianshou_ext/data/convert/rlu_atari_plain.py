@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tianshou_ext.data.convert.inflate import compiled, load_word
+from tianshou_ext.data.convert.compiled import compiled, load_word
 from tianshou_ext.data.convert.png import decode_plain
 from tianshou_ext.data.convert.tfrecord import FLOATS, INTEGERS, varint, walk
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tianshou_ext.data.convert.checksums import CRC32C, masked_crc
-from tianshou_ext.data.convert.inflate import compiled, load_word
+from tianshou_ext.data.convert.compiled import compiled, load_word
 from tianshou_ext.errors import InputError
 
 try:  # inflates faster
