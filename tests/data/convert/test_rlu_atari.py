@@ -192,6 +192,19 @@ def test_compiled_code_takes_no_record_that_is_refused_otherwise():
     assert CASES / 100 < taken < CASES
 
 
+@pytest.mark.parametrize("name", [b"o_t\0", b"o_t_", b"a_t__", b"o_tp1x"])
+def test_compiled_code_tells_names_apart_that_begin_alike(name):
+    record = made(1)[0][0]
+    record[name.decode()] = record["r_t"]
+    data = example(record)
+    bounds = np.array([[0, len(data)]])
+    assert transitions(data, bounds, 18) is not None
+    old = name[:5] if len(name) > 5 else name[:3]
+    record.pop(old.decode())
+    data = example(record)
+    assert transitions(data, np.array([[0, len(data)]]), 18) is None
+
+
 @pytest.mark.usefixtures("way")
 def test_frames_that_are_not_shared_are_stored_in_full(tmp_path: Path):
     records, columns = made(5)

@@ -14,7 +14,8 @@ import numpy as np
 
 from tianshou_ext.data.convert.checksums import CRC32, crc
 from tianshou_ext.data.convert.compiled import compiled
-from tianshou_ext.data.convert.inflate import SLACK, TABLE_ENTRIES, inflate
+from tianshou_ext.data.convert.huffman import ROOM, TABLE_ENTRIES
+from tianshou_ext.data.convert.inflate import SLACK, inflate
 from tianshou_ext.data.convert.tfrecord import fast_zlib
 from tianshou_ext.errors import InputError
 
@@ -152,7 +153,7 @@ def _decode_plain(
 ) -> Any:
     size, pixels = height * (1 + width), height * width
     rows, plane = np.zeros(size + SLACK, np.uint8), np.zeros(width + pixels, np.uint8)
-    tables = np.empty(TABLE_ENTRIES, np.uint32)
+    tables, room = np.empty(TABLE_ENTRIES, np.uint32), np.empty(ROOM, np.int64)
     for image in range(len(places)):
         start, stop = places[image, 0], places[image, 1]
         first = start + len(head) + 8  # of the contents
@@ -169,7 +170,7 @@ def _decode_plain(
                 return False
         if crc(octets, first - 4, last, CRC32) != _big(octets, last):
             return False
-        if not inflate(octets, first, last, rows, size, tables):
+        if not inflate(octets, first, last, rows, size, tables, room):
             return False
         if not _unfilter(rows, plane, height, width):
             return False

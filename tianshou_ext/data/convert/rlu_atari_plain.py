@@ -19,8 +19,13 @@ __all__ = ["Transitions", "frames_of", "shares_frames", "transitions"]
 SIDE = 84  # pixels
 STACK = 4  # frames
 BYTES = 1  # kind of a feature
-NAMES = np.frombuffer(b"o_t  o_tp1a_t  r_t  d_t  ", np.uint8).reshape(5, 5)
-LENGTHS = np.array([3, 5, 3, 3, 3])
+LONGEST = 5  # name looked for
+NAMES = np.array(  # as numbers: see _name
+    [
+        int.from_bytes(name, "little") | len(name) << 8 * LONGEST
+        for name in (b"o_t", b"o_tp1", b"a_t", b"r_t", b"d_t")
+    ]
+)
 KINDS = np.array([BYTES, BYTES, INTEGERS, FLOATS, FLOATS])
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +53,7 @@ def transitions(data: bytes, bounds: Array, max_actions: int) -> Transitions | N
     images, actions = np.empty((count, 2 * STACK, 2), np.int64), np.empty(count, np.int64)
     numbers = np.empty((2, count), np.uint32)
     octets = np.frombuffer(data, np.uint8)
-    if not _transitions(octets, bounds, NAMES, LENGTHS, KINDS, images, actions, numbers):
+    if not _transitions(octets, bounds, images, actions, numbers):
         return None
     rewards, discounts = numbers.view(np.float32)
     sound = (actions >= 0) & (actions < max_actions) & np.isfinite(rewards)
@@ -94,37 +99,28 @@ def _shares_frames(octets: Any, images: Any) -> Any:
 
 
 @compiled
-def _transitions(
-    octets: Any,
-    bounds: Any,
-    names: Any,
-    lengths: Any,
-    kinds: Any,
-    images: Any,
-    actions: Any,
-    numbers: Any,
-) -> Any:
+def _transitions(octets: Any, bounds: Any, images: Any, actions: Any, numbers: Any) -> Any:
     entries, values = np.empty((32, 5), np.int64), np.empty((128, 3), np.int64)
+    found = np.empty(len(NAMES), np.int64)
     for record in range(len(bounds)):
         base = bounds[record, 0]
         data = octets[base : bounds[record, 1]]
         many, count, error = walk(data, entries, values)
         if error or many > len(entries) or count > len(values):
             return False
-        found = np.full(len(names), -1)
+        found[:] = -1
         for k in range(many):
             if not _sound(data, entries[k], values):
                 return False
-            for which in range(len(names)):
-                if np.array_equal(
-                    data[entries[k, 0] : entries[k, 1]], names[which, : lengths[which]]
-                ):
+            name = _name(data, entries[k, 0], entries[k, 1])
+            for which in range(len(NAMES)):
+                if name == NAMES[which]:
                     found[which] = k  # the last entry of a name counts
-        for which in range(len(names)):
+        for which in range(len(NAMES)):
             if found[which] < 0:
                 return False
             _, _, kind, first, last = entries[found[which]]
-            if kind != kinds[which] or last - first != (STACK if kind == BYTES else 1):
+            if kind != KINDS[which] or last - first != (STACK if kind == BYTES else 1):
                 return False
             wire, start, stop = values[first]
             if kind == BYTES:
@@ -145,6 +141,17 @@ def _transitions(
                 if end != stop:
                     return False
     return True
+
+
+@compiled
+def _name(data: Any, start: Any, stop: Any) -> Any:
+    """Return a name and its length as one number, or -1 if it is longer than those looked for."""
+    if stop - start > LONGEST:
+        return np.int64(-1)
+    name: Any = (stop - start) << 8 * LONGEST
+    for k in range(stop - start):
+        name |= np.int64(data[start + k]) << 8 * k
+    return name
 
 
 @compiled
