@@ -30,6 +30,7 @@ import numpy as np
 from tianshou.data import Batch
 
 from tianshou_ext import __version__
+from tianshou_ext.data.disk import SyncedAhead
 from tianshou_ext.data.hdf5 import FRAMES, PROVENANCE
 from tianshou_ext.data.info import numbers_in
 from tianshou_ext.data.replay import neighbours
@@ -116,6 +117,7 @@ class BufferWriter:
         else:
             self._names = names | {"obs"} | ({"obs_next"} if save_obs_next else set())
         self._columns: dict[str, tuple[tuple[int, ...], Any]] = {}  # by path: shape, dtype
+        self._datasets: dict[str, h5py.Dataset] = {}  # by path
 
     def __enter__(self) -> BufferWriter:
         with self._one_sentence():
@@ -127,6 +129,7 @@ class BufferWriter:
                     f"expected to be the only one to write {self.path}, but another process is at "
                     "it; wait until it is done"
                 ) from error
+            self._disk = SyncedAhead(self.partial)
         return self
 
     def append(self, **columns: Any) -> None:
@@ -155,21 +158,22 @@ class BufferWriter:
             if not self._columns:
                 self._columns = found
                 for key, (shape, dtype) in found.items():
-                    self._make(self._file, key, self.size, shape, dtype)
+                    self._datasets[key] = self._make(self._file, key, self.size, shape, dtype)
             for key in sorted({*self._columns, *found}):
                 first, here = (layout.get(key) for layout in (self._columns, found))
                 if first != here:
                     told = f"{_told(key, first)} as in the first block, got {_told(key, here)}"
                     raise ValueError(f"expected {told}")
             for key, values in flat.items():
-                self._file[_place(key)][self.rows : stop] = values
+                self._datasets[key][self.rows : stop] = values
+            self._disk.grew(sum(values.nbytes for values in flat.values()))
         self.rows = stop
 
     def overwrite(self, row: int, **columns: Any) -> None:
         """Replace columns of a row that was appended; names, shapes and types as in ``append``."""
         with self._one_sentence():
             for key, values in flat_columns(columns).items():
-                self._file[_place(key)][row] = values
+                self._datasets[key][row] = values
 
     def __exit__(
         self,
@@ -178,6 +182,8 @@ class BufferWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
+            with self._one_sentence() if error is None else contextlib.suppress(OSError):
+                self._disk.close()
             if error is None:
                 with self._one_sentence():
                     self._finish()

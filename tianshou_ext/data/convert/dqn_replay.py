@@ -149,31 +149,26 @@ def _blocks(
             lead_row = row
             if part.lead and wanted[0]:
                 blank = np.zeros((1, *part.log.shape[1:]), np.uint8)
-                yield _block(part, columns, wanted, 0, blank)
+                yield _block(part, columns, np.zeros(1, np.int64), blank)
                 row += 1
-            for place, frames in _ahead(frames_of(part, is_padding)):
-                if part.lead and place == 0:
-                    if wanted[0]:
-                        late_obs[lead_row] = frames[0]
-                elif wanted[place : place + len(frames)].any():
-                    block = _block(part, columns, wanted, place, frames)
-                    yield block
-                    row += len(block.columns["rew"])
+            for places, frames in _ahead(frames_of(part, is_padding, wanted)):
+                if part.lead and places[0] == 0:
+                    late_obs[lead_row] = frames[0].copy()
+                else:
+                    yield _block(part, columns, places, frames)
+                    row += len(places)
         except BadFileError as error:
             yield Fault(str(error.path), "", str(error))
             return  # only if faults stop, or the file has changed since
 
 
-def _block(
-    part: Part, columns: dict[str, Array], wanted: Array, place: int, frames: Array
-) -> Block:
-    """Return the wanted rows among those from ``place`` on, whose frames these are."""
-    here = place + np.flatnonzero(wanted[place : place + len(frames)])
-    found = {key: values[here] for key, values in columns.items()}
-    found["obs"] = frames if len(here) == len(frames) else frames[here - place]
+def _block(part: Part, columns: dict[str, Array], places: Array, frames: Array) -> Block:
+    """Return the rows at these places, which have these frames."""
+    found = {key: values[places] for key, values in columns.items()}
     done = found["terminated"][-1] or found["truncated"][-1]
     file = str(part.log.path("$store$_observation"))
-    return Block(found, file, f"{len(here)} rows from row {here[0]}", continued=not done)
+    name = f"{len(places)} rows from row {places[0]}"
+    return Block({**found, "obs": frames}, file, name, continued=not done)
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:

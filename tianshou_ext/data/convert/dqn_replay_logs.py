@@ -9,13 +9,13 @@ reward and whether the episode ended with it.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tianshou_ext.data.convert.gunzip import GzipError, GzipReader
 
 __all__ = ["COLUMNS", "BadFileError", "Log", "open_log"]
 
@@ -45,17 +45,16 @@ class _Npy:
 
     def __init__(self, path: Path, kinds: str, dims: int) -> None:
         self.path = path
+        self._stream = GzipReader(path)
         try:
-            self._file = gzip.GzipFile(path, "rb")
-        except OSError as error:
-            raise BadFileError(path, f"cannot be opened ({error.strerror})") from error
-        try:
-            version = npy.read_magic(self._file)
+            version = npy.read_magic(self._stream)
             if version not in ((1, 0), (2, 0)):
                 raise ValueError(f"version {version}")
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            header = read(self._file)
-        except (OSError, EOFError, zlib.error, ValueError) as error:
+            header = read(self._stream)
+        except OSError as error:
+            raise BadFileError(path, f"cannot be opened ({error.strerror})") from error
+        except (GzipError, ValueError) as error:
             raise BadFileError(
                 path, f"no .npy array in gzip ({' '.join(str(error).split())})"
             ) from error
@@ -76,25 +75,25 @@ class _Npy:
     def read(self, count: int) -> Array:
         """Return the next ``count`` rows."""
         values = np.empty((count, *self.shape[1:]), self.dtype)
-        octets, filled = values.reshape(-1).view(np.uint8), 0
-        try:
-            while filled < len(octets):
-                got = self._file.readinto(octets[filled:].data)
-                if not got:
-                    raise EOFError("the array ends too early")
-                filled += got
-        except (OSError, EOFError, zlib.error) as error:
-            raise BadFileError(self.path, f"truncated or damaged ({error})") from error
+        self.read_into(values)
         return values
+
+    def read_into(self, values: Array) -> None:
+        """Fill ``values`` (K, ...) with the next K rows."""
+        octets = values.reshape(-1).view(np.uint8)
+        try:
+            if self._stream.readinto(octets.data) < len(octets):
+                raise GzipError("the array ends too early")
+        except (OSError, GzipError) as error:
+            raise BadFileError(self.path, f"truncated or damaged ({error})") from error
 
     def close(self) -> None:
         """Check that the file ends here and is sound."""
         try:
-            if self._file.read(1):
-                raise OSError("more than its array")
-        except (OSError, EOFError, zlib.error) as error:
+            if self._stream.read(1):
+                raise GzipError("more than its array")
+        except (OSError, GzipError) as error:
             raise BadFileError(self.path, f"truncated or damaged ({error})") from error
-        self._file.close()
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def plan(
             terminated = columns["terminated"][part.slots()].astype(bool)
             is_padding = _check_columns(part, columns)
             if settings.on_error == "skip":
-                for _ in frames_of(part, is_padding):
+                for _ in frames_of(part, is_padding, ~is_padding):
                     pass
         except BadFileError as error:
             faults.append(Fault(str(error.path), "", str(error)))
@@ -195,30 +195,51 @@ def _no_padding(slot: int) -> str:
     )
 
 
-def frames_of(part: Part, is_padding: Array) -> Iterator[tuple[int, Array]]:
-    """Yield the frames of ``part.slots()`` block by block, with the place of the first of them.
+def frames_of(part: Part, is_padding: Array, wanted: Array) -> Iterator[tuple[Array, Array]]:
+    """Yield the frames of the wanted among ``part.slots()`` block by block, after their places.
 
-    The row that leads, place 0, comes last: its frame stands at the end of the file.
+    The row that leads, place 0, comes last: its frame stands at the end of the file. A block is
+    overwritten when the one after the next is taken.
 
+    :param wanted: none of the padding.
     :raises BadFileError: if the file is damaged, or padding is not black.
     """
     log, lead = part.log, int(part.lead)
     frames = log.frames()
-    step = max(1, BLOCK_BYTES // max(1, frames.row_bytes))
+    step = min(log.capacity, max(1, BLOCK_BYTES // frames.row_bytes))
+    block, other = np.empty((2, step, *frames.shape[1:]), np.uint8)
     for slot in range(0, log.capacity, step):
-        block = frames.read(min(step, log.capacity - slot))
-        filled = block[: max(0, log.cursor - slot)]
-        if len(filled):
-            yield lead + slot, _black(part, is_padding, lead + slot, filled)
+        count = 0
+        here = lead + np.arange(slot, min(slot + step, log.cursor))
+        for first, last in _runs(wanted[here]):
+            rows = block[count : count + last - first]
+            frames.read_into(rows)
+            if wanted[here[first]]:
+                count += last - first
+            else:
+                _check_black(part, is_padding, here[first], rows)
+        if count:
+            yield here[wanted[here]], block[:count]
+            block, other = other, block
+        if len(here) < min(step, log.capacity - slot):  # the rest is of the cycle before
+            rows = block[len(here) : min(step, log.capacity - slot)]
+            frames.read_into(rows)
     frames.close()
-    if lead:
-        yield 0, _black(part, is_padding, 0, block[-1:])
+    if lead and wanted[0]:
+        yield np.zeros(1, np.int64), rows[-1:]
+    elif lead:
+        _check_black(part, is_padding, 0, rows[-1:])
 
 
-def _black(part: Part, is_padding: Array, place: int, frames: Array) -> Array:
-    padding = np.flatnonzero(is_padding[place : place + len(frames)])
-    for k in padding:
+def _runs(flags: Array) -> Array:
+    """Return where runs of equal flags start and stop, (R, 2)."""
+    edges = np.flatnonzero(np.diff(flags)) + 1
+    runs: Array = np.stack([np.append(0, edges), np.append(edges, len(flags))], 1)
+    return runs[: len(flags)]
+
+
+def _check_black(part: Part, is_padding: Array, place: int, frames: Array) -> None:
+    for k in np.flatnonzero(is_padding[place : place + len(frames)]):
         if frames[k].any():
             slot = part.slots()[place + k]
             raise BadFileError(part.log.path("$store$_observation"), _no_padding(slot))
-    return frames

@@ -14,9 +14,9 @@ import numpy as np
 
 from tianshou_ext.data.convert.checksums import CRC32, crc
 from tianshou_ext.data.convert.compiled import compiled
+from tianshou_ext.data.convert.gunzip import fast_zlib
 from tianshou_ext.data.convert.huffman import ROOM, TABLE_ENTRIES
 from tianshou_ext.data.convert.inflate import SLACK, inflate
-from tianshou_ext.data.convert.tfrecord import fast_zlib
 from tianshou_ext.errors import InputError
 
 __all__ = ["PngError", "decode_grey", "decode_greys", "decode_plain", "grey_rows", "unfilter"]

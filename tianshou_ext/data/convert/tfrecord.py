@@ -8,25 +8,19 @@ Buffers' documentation.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from tianshou_ext.data.convert.checksums import CRC32C, masked_crc
 from tianshou_ext.data.convert.compiled import compiled, load_word
+from tianshou_ext.data.convert.gunzip import GZIP, OUTPUT_BYTES, GzipError, inflated
 from tianshou_ext.errors import InputError
-
-try:  # inflates faster
-    from isal import isal_zlib as fast_zlib
-except ImportError:
-    fast_zlib = zlib
 
 __all__ = [
     "RecordError",
-    "fast_zlib",
     "parse_example",
     "read_batches",
     "read_records",
@@ -34,9 +28,6 @@ __all__ = [
     "walk",
 ]
 
-GZIP = b"\x1f\x8b"
-INPUT_BYTES = 1 << 16  # read from the file at once
-OUTPUT_BYTES = 1 << 20  # inflated at once
 BATCH, BATCH_BYTES = 4096, 1 << 22  # records at most, bytes at least
 
 Feature = list[bytes] | np.ndarray[Any, Any]
@@ -94,7 +85,7 @@ def read_batches(
         is_gzip = file.read(2) == GZIP
         file.seek(0)
         if is_gzip:
-            chunks = _inflated(file)
+            chunks = inflated(file)
         else:
             chunks = iter(lambda: file.read(OUTPUT_BYTES), b"")
             max_bytes = min(max_bytes, path.stat().st_size)
@@ -106,8 +97,8 @@ def read_batches(
             while there < max(size, BATCH_BYTES) and not damage:
                 try:
                     chunk = next(chunks, b"")
-                except RecordError as error:
-                    damage = error
+                except GzipError as error:
+                    damage = RecordError(str(error))
                     break
                 if not chunk:
                     break
@@ -190,67 +181,6 @@ def _crc_at(data: Any, at: Any) -> Any:
     for k in range(4):
         value |= np.int64(data[at + k]) << 8 * k
     return value
-
-
-def _inflated(file: BinaryIO) -> Iterator[bytes]:
-    """Yield what a gzip file holds, up to the last byte before a damage.
-
-    :raises RecordError: at the damage.
-    """
-    done = 0
-    if fast_zlib is not zlib:
-        try:
-            for chunk in _inflated_by(fast_zlib, file):
-                done += len(chunk)
-                yield chunk
-            return
-        except RecordError:  # it gives less than there is; only zlib's state can be copied
-            file.seek(0)
-    for chunk in _inflated_by(zlib, file):
-        if len(chunk) > done:
-            yield chunk[done:]
-        done = max(0, done - len(chunk))
-
-
-def _inflated_by(library: Any, file: BinaryIO) -> Iterator[bytes]:
-    rest = b""
-    while True:
-        member = library.decompressobj(wbits=31)
-        while not member.eof:
-            rest = member.unconsumed_tail or rest or file.read(INPUT_BYTES)
-            before = member.copy() if library is zlib else None
-            try:
-                chunk = member.decompress(rest, OUTPUT_BYTES)
-            except library.error as error:
-                if before is not None:
-                    yield from _bytewise(before, rest)
-                raise RecordError(f"a damaged gzip stream ({error})") from error
-            if not chunk and not rest and not member.eof:
-                raise RecordError("a truncated gzip stream")
-            rest = b""
-            if chunk:
-                yield chunk
-        rest = member.unused_data
-        while not rest.strip(b"\0"):  # padding is allowed
-            rest = file.read(INPUT_BYTES)
-            if not rest:
-                return
-        rest = rest.lstrip(b"\0")
-        rest += file.read(2) if len(rest) < 2 else b""
-        if not rest.startswith(GZIP):
-            raise RecordError("something else after the end of the gzip stream")
-
-
-def _bytewise(member: Any, data: bytes) -> Iterator[bytes]:
-    """Yield what the last input before a damage still gives."""
-    try:
-        for k in range(len(data)):
-            rest = data[k : k + 1]
-            while chunk := member.decompress(rest, OUTPUT_BYTES):
-                rest = member.unconsumed_tail
-                yield chunk
-    except zlib.error:
-        return
 
 
 def parse_example(record: bytes) -> dict[str, Feature]:
