@@ -12,6 +12,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 
 VENV1 := .venv
 VENV2 := .venv-tianshou2
+# With TensorFlow; apart, as TensorBoard loads that wherever it finds it, for seconds.
+VENV3 := .venv-reference
 RUN_EXTRAS := atari,cli
 DEV_EXTRAS := atari,cellworld,cli,dev,minari,mujoco,report,zstd
 
@@ -26,11 +28,13 @@ help:  ## this list
 run: $(VENV1)/run.stamp  ## train discrete CQL on Pong, on Tianshou 1.2; more flags as ARGS="--seed 1"
 	$(VENV1)/bin/python $(RUN) $(ARGS)
 
-test: $(VENV1)/dev.stamp $(VENV2)/dev.stamp  ## run the tests on Tianshou 1.2, then on 2.x; flags as ARGS="-k cql"
+test: $(VENV1)/dev.stamp $(VENV2)/dev.stamp $(VENV3)/reference.stamp  ## run the tests on Tianshou 1.2, on 2.x, and beside TensorFlow; flags as ARGS="-k cql"
 	@failed=; for venv in $(VENV1) $(VENV2); do \
 		echo "== pytest in $$venv"; \
 		$$venv/bin/python -m pytest -q -n auto $(ARGS) || failed="$$failed $$venv"; \
 	done; \
+	echo "== pytest in $(VENV3)"; \
+	$(VENV3)/bin/python -m pytest -q -m reference tests/data/convert || failed="$$failed $(VENV3)"; \
 	test -z "$$failed" || { echo "tests failed in:$$failed"; exit 1; }
 
 lint: $(VENV1)/dev.stamp  ## check style, format and types
@@ -39,7 +43,7 @@ lint: $(VENV1)/dev.stamp  ## check style, format and types
 	$(VENV1)/bin/mypy --strict tianshou_ext
 
 clean:  ## delete environments, builds and caches; results in log/ stay
-	rm -rf $(VENV1) $(VENV2) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV1) $(VENV2) $(VENV3) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # $(call install,environment,constraints,extras)
@@ -58,3 +62,6 @@ $(VENV1)/dev.stamp: setup.cfg constraints/tianshou-1.2.txt
 
 $(VENV2)/dev.stamp: setup.cfg constraints/tianshou-2.txt
 	$(call install,$(VENV2),constraints/tianshou-2.txt,$(DEV_EXTRAS))
+
+$(VENV3)/reference.stamp: setup.cfg constraints/tianshou-2.txt
+	$(call install,$(VENV3),constraints/tianshou-2.txt,reference)

@@ -137,6 +137,7 @@ def test_sample_as_another_decoder_reads_it(name: str, tmp_path: Path):
     assert any("WARNING" in note for note in report.notes) == ("Pong" in name)
 
 
+@pytest.mark.reference
 @needs_samples
 def test_sample_as_tensorflow_reads_it(tmp_path: Path):
     pytest.importorskip("tensorflow")

@@ -149,6 +149,7 @@ def test_the_atari_sample_becomes_one_frame_a_row(tmp_path: Path):
         assert (buffer.stack_num, buffer._save_obs_next) == (4, False)
 
 
+@pytest.mark.reference
 @needs_samples
 @pytest.mark.parametrize("name", ["rlu_control_like", "rlu_atari_like"])
 def test_tfds_itself_reads_the_same(name: str, tmp_path: Path):

@@ -225,27 +225,44 @@ def random_example(rng: np.random.Generator) -> dict:
     return {f"k{k}": kinds[rng.integers(3)](int(rng.integers(1, 9))) for k in range(6)}
 
 
+def as_tensorflow_reads(record: bytes) -> dict:
+    tf = pytest.importorskip("tensorflow")
+    found = {}
+    for key, value in tf.train.Example.FromString(record).features.feature.items():
+        kind = value.WhichOneof("kind")
+        values = list(getattr(value, kind).value) if kind else []
+        dtypes = {"float_list": np.float32, "int64_list": np.int64}
+        found[key] = np.array(values, dtypes[kind]) if kind in dtypes else values
+    return found
+
+
+@pytest.mark.reference
+@pytest.mark.skipif(not SAMPLES.exists(), reason="needs the sample files")
+def test_every_sample_as_tensorflow_reads_it():
+    tf = pytest.importorskip("tensorflow")
+    paths = [path for path in SAMPLES.rglob("*-of-*") if path.is_file()]
+    assert len(paths) == 9
+    for path in paths:
+        compression = "GZIP" if path.read_bytes()[:2] == b"\x1f\x8b" else ""
+        theirs = [r.numpy() for r in tf.data.TFRecordDataset(str(path), compression)]
+        ours = list(read_records(path))
+        assert ours == theirs and ours
+        for record in ours:
+            assert same(parse_example(record), as_tensorflow_reads(record))
+
+
+@pytest.mark.reference
 def test_examples_as_tensorflow_reads_them(tmp_path: Path):
     tf = pytest.importorskip("tensorflow")
     rng = np.random.default_rng(0)
-
-    def theirs(record: bytes) -> dict:
-        found = {}
-        for key, value in tf.train.Example.FromString(record).features.feature.items():
-            kind = value.WhichOneof("kind")
-            values = list(getattr(value, kind).value) if kind else []
-            dtypes = {"float_list": np.float32, "int64_list": np.int64}
-            found[key] = np.array(values, dtypes[kind]) if kind in dtypes else values
-        return found
-
     accepted = 0
     for _ in range(1000):
         record = example(random_example(rng))
-        assert same(parse_example(record), theirs(record))
+        assert same(parse_example(record), as_tensorflow_reads(record))
         record = mutate(rng, record)
         with contextlib.suppress(RecordError):
             ours = parse_example(record)
-            expected = theirs(record)  # without entries that have unknown fields
+            expected = as_tensorflow_reads(record)  # without entries that have unknown fields
             assert same({key: ours.get(key) for key in expected}, expected)
             accepted += 1
     assert accepted > 100
