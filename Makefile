@@ -16,6 +16,7 @@ VENV2 := .venv-tianshou2
 VENV3 := .venv-reference
 RUN_EXTRAS := atari,cli
 DEV_EXTRAS := atari,cellworld,cli,dev,minari,mujoco,report,zstd
+MORE_EXTRAS := $(DEV_EXTRAS),fast
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -61,7 +62,7 @@ $(VENV1)/dev.stamp: setup.cfg constraints/tianshou-1.2.txt
 	$(call install,$(VENV1),constraints/tianshou-1.2.txt,$(DEV_EXTRAS))
 
 $(VENV2)/dev.stamp: setup.cfg constraints/tianshou-2.txt
-	$(call install,$(VENV2),constraints/tianshou-2.txt,$(DEV_EXTRAS))
+	$(call install,$(VENV2),constraints/tianshou-2.txt,$(MORE_EXTRAS))
 
 $(VENV3)/reference.stamp: setup.cfg constraints/tianshou-2.txt
 	$(call install,$(VENV3),constraints/tianshou-2.txt,reference)

@@ -9,6 +9,7 @@ reward and whether the episode ended with it.
 
 from __future__ import annotations
 
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class _Npy:
             header = read(self._stream)
         except OSError as error:
             raise BadFileError(path, f"cannot be opened ({error.strerror})") from error
-        except (GzipError, ValueError) as error:
+        except (GzipError, ValueError, SyntaxError, tokenize.TokenError) as error:
             raise BadFileError(
                 path, f"no .npy array in gzip ({' '.join(str(error).split())})"
             ) from error
