@@ -171,6 +171,8 @@ def offline_to_online_trainer(
     :param seed: of the environments.
     :param save_interval: gradient steps between checkpoints offline; an epoch if None.
     :param save_epochs: epochs between checkpoints online.
+    :param on_divergence: as ``offline_trainer``, in both phases; online the rewards that were
+        collected count beside the data's.
     :param about: facts for ``run.json`` beside the trainer's own: task, dataset, label.
     :return: a row per test: epoch, step (gradient steps), return_mean, return_std, episodes,
         seconds, env_step.
