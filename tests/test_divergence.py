@@ -6,12 +6,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tianshou.data import Batch
 
+from tianshou_ext.data.mixing import Mixing
 from tianshou_ext.divergence import REACH_FACTOR, DivergenceWatch
 from tianshou_ext.errors import DivergenceError
 from tianshou_ext.policy import OfflinePolicy
+from tianshou_ext.tianshou_api import ReplayBuffer
 from tianshou_ext.trainer import CHECKPOINT, offline_trainer
 
 
@@ -102,6 +106,23 @@ def test_a_sound_run_is_left_alone(make_policy, continuous_buffer, tmp_path: Pat
     assert watch.fault() is None
     policy.metrics["q/data"] *= 1.02
     assert "q/data" in str(watch.fault())
+
+
+def test_values_have_a_bound_online_too(make_policy, continuous_buffer):
+    """Rewards that were collected count beside the data's, as the policy learns from them."""
+    policy = make_policy("sac_n", actions="continuous", reward_norm="times_100")
+    policy.process_buffer(continuous_buffer)
+    online = ReplayBuffer(20)
+    policy.go_online(online, Mixing())
+    watch, scale = DivergenceWatch(policy), 100.0 / (1 - policy.config.gamma)
+    largest = float(abs(continuous_buffer.rew).max())
+    assert watch.reach == pytest.approx(scale * largest, rel=1e-5)
+    policy.metrics = {"q/data": 1.1 * REACH_FACTOR * watch.reach}
+    assert "q/data" in str(watch.fault())
+    row = Batch(obs=np.zeros(3), act=np.zeros(2), obs_next=np.zeros(3), rew=-2 * largest, info={})
+    online.add(Batch(**row, terminated=True, truncated=False))
+    assert watch.reach == pytest.approx(scale * 2 * largest, rel=1e-5)
+    assert watch.fault() is None
 
 
 def test_without_rewards_values_have_no_bound(make_policy, continuous_buffer):

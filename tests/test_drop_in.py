@@ -22,7 +22,7 @@ from tianshou.utils import RunningMeanStd, TensorboardLogger
 from tianshou.utils.net.common import Net
 from tianshou.utils.space_info import SpaceInfo
 
-from tianshou_ext.policy import OfflinePolicy, ReBRACPolicy, TD3BCPolicy
+from tianshou_ext.policy import BCPolicy, OfflinePolicy, ReBRACPolicy, TD3BCPolicy
 from tianshou_ext.tianshou_api import LINE
 
 tensorboard = pytest.importorskip("torch.utils.tensorboard")
@@ -280,6 +280,35 @@ def tianshous_update(networks: Any, **options: Any) -> Callable[[ReplayBuffer, A
         return learn(prepare(buffer[rows], buffer, rows))
 
     return update
+
+
+def test_cloning_by_tianshous_actor_reaches_the_bounds():
+    """Its actor ends in tanh; squashed once more, no action would be beyond 0.76."""
+    actor = make_networks(1.0)[0]
+    policy = BCPolicy(actor=actor, optim=adam(actor), action_space=Box(-1.0, 1.0, (1,)))
+    batch = make_buffer().sample(64)[0]
+    batch.act = np.ones((64, 1), np.float32)
+    for _ in range(500):
+        metrics = policy.learn(batch).metrics
+    assert metrics["loss"] < 0.02
+    assert policy(batch).act.max() > 0.9
+
+
+@pytest.mark.skipif(LINE != 1, reason="2.x has another class")
+def test_cloning_is_tianshous():
+    torch.manual_seed(SEED)
+    ours, theirs = make_networks(1.0)[0], make_networks(1.0)[0]
+    theirs.load_state_dict(ours.state_dict())
+    space = Box(-1.0, 1.0, (1,))
+    policy = BCPolicy(actor=ours, optim=adam(ours), action_space=space)
+    tianshou = tianshous.ImitationPolicy(actor=theirs, optim=adam(theirs), action_space=space)
+    buffer = make_buffer()
+    for _ in range(10):
+        batch = buffer.sample(BATCH_SIZE)[0]
+        loss = tianshou.learn(batch).loss
+        assert policy.learn(batch).metrics["loss"] == pytest.approx(loss, rel=1e-4)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_td3_bc_is_tianshous():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
-from test_finetune import SETTINGS, build, data, envs, train
+from test_finetune import SETTINGS, build, data, env, envs, train
 from tianshou.env import DummyVectorEnv
 
 from tianshou_ext.data.mixing import Mixing
@@ -82,3 +83,35 @@ def test_test_environments_of_other_spaces_are_refused_before_the_offline_phase(
 def test_collections_that_cut_a_round_of_environments_are_refused():
     with pytest.raises(InputError, match="whole rounds of 2 environments, got 3"):
         train(build(), num_envs=2, step_per_collect=3)
+
+
+@pytest.mark.parametrize("name", ["step_per_epoch", "save_epochs", "log_interval"])
+def test_counts_below_one_are_refused_before_the_offline_phase(name):
+    policy = build()
+    with pytest.raises(InputError, match=f"expected {name} of at least 1, got 0"):
+        train(policy, **{name: 0})
+    assert policy.num_updates == 0
+
+
+class Broken(gymnasium.Wrapper):
+    """An environment whose observations or rewards are NaN from some step on."""
+
+    def __init__(self, env: gymnasium.Env, what: str) -> None:
+        super().__init__(env)
+        self.what, self.steps = what, 0
+
+    def step(self, action):
+        obs, rew, terminated, truncated, info = super().step(action)
+        self.steps += 1
+        if self.steps > 4:
+            obs, rew = (obs * np.nan, rew) if self.what == "obs_next" else (obs, np.nan)
+        return obs, rew, terminated, truncated, info
+
+
+@pytest.mark.parametrize("what", ["obs_next", "rew"])
+def test_environments_that_break_are_named_in_one_sentence(what):
+    broken = DummyVectorEnv([lambda: Broken(env(), what)])
+    with pytest.raises(InputError, match=f"finite numbers in the buffer's {what}, got .* row 4;"):
+        offline_to_online_trainer(
+            build(), data(), broken, **SETTINGS, show_progress=False, verbose=False
+        )

@@ -97,6 +97,8 @@ def test_unknown_method_gives_the_list():
         ("bc", {"gamma": 1.1}, "expected gamma in .0, 1., got 1.1"),
         ("bc", {"n_step": 0}, "expected n_step at least 1, got 0"),
         ("bc", {"lr": 0.0}, "expected lr above 0, got 0.0"),
+        ("bc", {"hidden_sizes": (8, 0)}, "expected hidden_sizes of widths of at least 1, got"),
+        ("spot", {"vae_hidden_sizes": (-4,)}, "expected vae_hidden_sizes of widths of at least 1"),
         ("discrete_cql", {"min_q_weight": -1.0}, "expected min_q_weight at least 0, got -1.0"),
         ("discrete_cql", {"num_quantiles": 0}, "expected num_quantiles at least 1"),
         ("discrete_bcq", {"unlikely_action_threshold": 1.5}, "unlikely_action_threshold in"),
@@ -142,12 +144,23 @@ def test_options_are_laid_over_a_config():
         (Box(0, 1, (2,)), MultiDiscrete([2, 2])),
         (Box(0, 1, (2,)), Discrete(3, start=1)),
         (Box(0, 1, (2,)), Box(-np.inf, np.inf, (2,))),
+        (Box(0, 1, (2,)), Box(-1, 1, (2, 3))),
+        (Box(0, 1, (2,)), Box(-1, 1, ())),
     ],
-    ids=["dict observations", "discrete observations", "several actions", "from 1", "unbounded"],
+    ids=[
+        "dict observations",
+        "discrete observations",
+        "several actions",
+        "from 1",
+        "unbounded",
+        "table",
+        "one number",
+    ],
 )
 def test_spaces_that_no_method_can_use_give_one_sentence(observation_space, action_space):
     with pytest.raises(
-        InputError, match=r"expected (a Box|a Discrete or Box|actions (that count|with bounds))"
+        InputError,
+        match=r"expected (a Box|a Discrete or Box|actions (that|with bounds))",
     ):
         METHODS["bc"].policy_class.build(observation_space, action_space)
 

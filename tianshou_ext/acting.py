@@ -28,7 +28,14 @@ from tianshou_ext.processor import flushed_denormals
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer, run_online, training_step
 from tianshou_ext.trainer import RunLogger
 
-__all__ = ["DATA", "Acting", "act_and_learn", "env_seeds", "make_seeded_collector"]
+__all__ = [
+    "DATA",
+    "Acting",
+    "act_and_learn",
+    "at_least_one",
+    "env_seeds",
+    "make_seeded_collector",
+]
 
 WARM_UP, TRAINING, TEST, DATA = range(4)  # what a run's seed is used for
 
@@ -53,11 +60,8 @@ class Acting:
 
         :raises InputError: if a number is out of its range.
         """
-        for name, least in (("max_epoch", 1), ("batch_size", 1), ("episode_per_test", 1)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"expected {name} of at least {least}, got {getattr(self, name)}; change it"
-                )
+        counts = ("max_epoch", "step_per_epoch", "batch_size", "episode_per_test")
+        at_least_one({name: getattr(self, name) for name in counts})
         for name in ("random_steps", "warm_up_steps"):
             if getattr(self, name) < 0:
                 raise InputError(f"expected no negative {name}, got {getattr(self, name)}")
@@ -73,7 +77,7 @@ class Acting:
                 f"expected step_per_collect in whole rounds of {num_envs} environments, got "
                 f"{collect}; change one"
             )
-        if self.step_per_epoch < 1 or collect < 1 or self.step_per_epoch % collect:
+        if collect < 1 or self.step_per_epoch % collect:
             raise InputError(
                 f"expected step_per_epoch in whole collections of {collect} steps, got "
                 f"{self.step_per_epoch}; change it"
@@ -105,6 +109,16 @@ class Acting:
     def updates(self, online_steps: int, num_envs: int) -> int:
         """Return the gradient steps that go with so many environment steps, at an epoch's end."""
         return round((online_steps - self.first_steps(num_envs)) * self.update_per_step)
+
+
+def at_least_one(counts: Mapping[str, int]) -> None:
+    """Check numbers, by their names.
+
+    :raises InputError: if one is less than 1.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"expected {name} of at least 1, got {count}; change it")
 
 
 def act_and_learn(

@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from tianshou_ext.data.replay import Replay
+from tianshou_ext.data.mixing import MixedReplay
+from tianshou_ext.data.replay import Replay, filled_rows
 from tianshou_ext.errors import DivergenceError
 from tianshou_ext.policy.base import OfflinePolicy
 
@@ -36,32 +37,40 @@ class DivergenceWatch:
         self.checkpoint = checkpoint
         self.policy = policy
         self.on_divergence = on_divergence
-        self._reach: float | None = None
+        self._largest: float | None = None  # reward of the data set
         self._warned = False
 
     @property
     def reach(self) -> float:
-        """The largest value that the rewards of the data can add up to, discounted.
+        """The largest value that the rewards can add up to, discounted.
 
-        Infinite without staged data, without discounting, or if all rewards are 0.
+        They are the data set's, and beside it those that were collected. Infinite without a data
+        set, without discounting, or if all rewards are 0.
         """
-        if self._reach is None:
-            staged = self.policy.staged
-            gamma = self.policy.config.gamma
-            known = isinstance(staged, Replay) and gamma < 1.0
-            largest = float(staged.rew.abs().max()) if known else 0.0  # type: ignore[union-attr]
-            self._reach = largest / (1.0 - gamma) if largest else math.inf
-        return self._reach
+        staged, gamma = self.policy.staged, self.policy.config.gamma
+        data = staged.data if isinstance(staged, MixedReplay) else staged
+        if not isinstance(data, Replay) or gamma >= 1.0:
+            return math.inf
+        if self._largest is None:
+            self._largest = float(data.rew.abs().max())
+        largest = self._largest
+        if isinstance(staged, MixedReplay) and len(staged.online.buffer):
+            buffer = staged.online.buffer
+            collected = torch.as_tensor(buffer.rew[filled_rows(buffer)], dtype=torch.float32)
+            seen = self.policy.reward_norm(collected.to(self.policy.device))
+            largest = max(largest, float(seen.abs().max()))
+        return largest / (1.0 - gamma) if largest else math.inf
 
     def fault(self) -> str | None:
         """Return what is wrong with the metrics of the last step, or None."""
+        reach = self.reach
         for name, value in self.policy.metrics.items():
             if not math.isfinite(value):
                 return f"{name} is {value}"
-            if name.startswith(("q/", "v/")) and abs(value) > REACH_FACTOR * self.reach:
+            if name.startswith(("q/", "v/")) and abs(value) > REACH_FACTOR * reach:
                 return (
-                    f"{name} is {value:.3g}, beyond {REACH_FACTOR:g} times the {self.reach:.3g} "
-                    "that the data's rewards can add up to"
+                    f"{name} is {value:.3g}, beyond {REACH_FACTOR:g} times the {reach:.3g} "
+                    "that the rewards can add up to"
                 )
         return None
 

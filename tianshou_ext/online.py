@@ -18,6 +18,7 @@ from tianshou_ext.acting import (
     DATA,
     Acting,
     act_and_learn,
+    at_least_one,
     env_seeds,
     make_seeded_collector,
 )
@@ -92,6 +93,7 @@ def online_trainer(
         seed=seed,
     )
     acting.collect(len(train_envs))
+    at_least_one({"save_epochs": save_epochs, "log_interval": log_interval})
     check_environment(policy, train_envs)
     check_environment(policy, test_envs)
     folder = None if logdir is None else Path(logdir)
@@ -171,6 +173,8 @@ def offline_to_online_trainer(
     :param seed: of the environments.
     :param save_interval: gradient steps between checkpoints offline; an epoch if None.
     :param save_epochs: epochs between checkpoints online.
+    :param on_divergence: as ``offline_trainer``, in both phases; online the rewards that were
+        collected count beside the data's.
     :param about: facts for ``run.json`` beside the trainer's own: task, dataset, label.
     :return: a row per test: epoch, step (gradient steps), return_mean, return_std, episodes,
         seconds, env_step.
@@ -193,6 +197,7 @@ def offline_to_online_trainer(
         seed=seed,
     )
     acting.collect(len(train_envs))
+    at_least_one({"save_epochs": save_epochs, "log_interval": log_interval})
     check_learns_online(policy)
     check_environment(policy, train_envs)
     check_environment(policy, test_envs)

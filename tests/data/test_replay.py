@@ -388,8 +388,18 @@ def one_row(**values: Any) -> ReplayBuffer:
             {"obs": {"a": np.zeros(2)}},
             r"one array per step, got a Batch with keys \['a'\].*flatten",
         ),
+        ({"act": np.array([0, np.nan])}, r"expected finite numbers in the buffer's act, .* 2 of 2"),
+        ({"act": {"a": np.zeros(2)}}, r"expected actions that are .* got Batch of others"),
     ],
-    ids=["NaN reward", "infinite observation", "NaN next observation", "two rewards", "dict"],
+    ids=[
+        "NaN reward",
+        "infinite observation",
+        "NaN next observation",
+        "two rewards",
+        "dict",
+        "NaN action",
+        "dict of actions",
+    ],
 )
 def test_unusable_data_are_refused_in_one_sentence(values, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
@@ -398,9 +408,26 @@ def test_unusable_data_are_refused_in_one_sentence(values, sentence):
 
 
 def test_nan_in_rows_that_are_not_filled_does_no_harm():
-    buffer = one_row()
+    buffer = one_row(act=np.zeros(2))
     buffer._meta["rew"][2] = np.nan
+    buffer._meta["act"][2] = np.nan
     assert len(Replay(buffer)) == 2
+
+
+def test_nan_in_an_action_that_only_follows_another_is_refused():
+    """The last row of an episode cut by time gives its action to the row before."""
+    buffer = one_row(act=np.zeros(2), terminated=False, truncated=False)
+    buffer._meta["truncated"][1] = buffer._meta["done"][1] = True
+    assert len(Replay(buffer, next_act=True)) == 1
+    buffer._meta["act"][1] = np.nan
+    with pytest.raises(InputError, match="finite numbers in the buffer's act, .* 1 of 2 rows"):
+        Replay(buffer, next_act=True)
+
+
+def test_rows_that_no_action_follows_are_not_blamed_on_their_observations():
+    buffer = one_row(terminated=False, truncated=True)
+    with pytest.raises(InputError, match="transition that is followed by an action, got only"):
+        Replay(buffer, next_act=True)
 
 
 def test_empty_buffer_is_refused():

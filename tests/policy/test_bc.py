@@ -50,17 +50,24 @@ def test_loss_at_uniform_logits_is_the_log_of_the_number_of_actions():
 
 
 def test_continuous_loss_and_step_by_hand():
-    raw, act = [[0.3, -2.0], [1.0, 0.0]], [[0.5, -1.0], [0.0, 0.25]]
-    policy = make(raw, Box(-5.0, 5.0, (2,)))
-    loss, moved = 0.0, np.array(raw)
+    out, act = [[0.3, -2.0], [1.0, 0.0]], [[0.5, -1.0], [0.0, 0.25]]
+    policy = make(out, Box(-5.0, 5.0, (2,)))
+    assert choose(policy, np.zeros((1, 1), np.float32)).act.tolist() == [[pytest.approx(0.3), -1.0]]
+    loss, moved = 0.0, np.array(out)
     for b in range(2):
         for a in range(2):
-            out = math.tanh(raw[b][a])
-            loss += (out - act[b][a]) ** 2 / 4
-            moved[b, a] -= 0.5 * 2 * (out - act[b][a]) * (1 - out**2) / 4
+            loss += (out[b][a] - act[b][a]) ** 2 / 4
+            moved[b, a] -= 0.5 * 2 * (out[b][a] - act[b][a]) / 4
     stats = policy.learn(states_with(act))
     assert stats.metrics["loss"] == pytest.approx(loss, rel=1e-6)
     assert np.allclose(policy.actor.rows[0].detach().numpy(), moved, atol=1e-6)
+
+
+def test_our_actor_ends_in_tanh(make_policy):
+    policy = make_policy("bc", actions="continuous")
+    seen = policy.normalize(random_obs(policy, 5))
+    raw = policy.actor.head(policy.actor.trunk(seen))
+    assert torch.equal(policy.act(seen, True)[0], torch.tanh(raw))
 
 
 def test_stochastic_loss_and_step_by_hand():

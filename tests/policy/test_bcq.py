@@ -239,6 +239,7 @@ def test_tianshous_networks_will_do(make_buffer):
         critic_optim=torch.optim.Adam(critics[0].parameters(), 1e-2),
         critic2=critics[1],
         critic2_optim=torch.optim.Adam(critics[1].parameters(), 1e-2),
+        device="cpu",  # as in its example
         vae=vae,
         vae_optim=torch.optim.Adam(vae.parameters(), 1e-2),
         action_space=Box(-2.0, 4.0, (2,)),

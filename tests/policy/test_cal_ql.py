@@ -214,6 +214,10 @@ def test_online_rows_get_their_return_when_their_episode_ends(make_policy, make_
         assert (seen[t][6:] == (-10.0 if t == 3 else -torch.inf)).all()
 
 
+def test_half_of_a_batch_online_is_of_the_data_set():
+    assert CalQLPolicy.online_mixing == Mixing(kind="balanced", offline_share=0.5)
+
+
 def test_max_backup_takes_the_action_whose_least_critic_is_the_greatest():
     """CQL's takes the greatest of each critic: 3 + high and 2 - 2 low, two different actions."""
     noise = torch.linspace(-1.5, 1.2, 10).view(1, 10, 1).expand(2, 10, 1)

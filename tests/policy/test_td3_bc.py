@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -215,6 +217,17 @@ def test_exploration_noise_in_every_spelling_of_tianshou(noise, deviation):
     assert np.abs(policy.exploration_noise(act + 0.99, Batch())).max() <= 1.0
     repeated = make(exploration_noise=noise).exploration_noise(act, Batch())
     assert np.array_equal(repeated, noisy)
+
+
+@pytest.mark.parametrize(("noise", "deviation"), [(None, 0.0), (GaussianNoise(sigma=0.2), 0.2)])
+def test_exploration_noise_of_tianshous_policy_object(noise, deviation):
+    """2.x: a policy without noise explores without noise."""
+    actor, critic = Lookup(ACTIONS), Linear(*CRITICS[0])
+    held = SimpleNamespace(actor=actor, action_space=Box(-2.0, 4.0, (2,)), exploration_noise=noise)
+    options = {"critic": critic, "critic_optim": sgd(critic), "policy_optim": sgd(actor)}
+    assert TD3BCPolicy(policy=held, **options).config.exploration_noise == deviation
+    given = TD3BCPolicy(policy=held, **options, exploration_noise=0.3)
+    assert given.config.exploration_noise == 0.3
 
 
 @pytest.mark.parametrize("noise", [OUNoise(), GaussianNoise(mu=0.5), "much"])

@@ -16,6 +16,16 @@ from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 
+class OnlineBuffer(VectorReplayBuffer):
+    """A buffer that Tianshou 2.x does not search for NaN, the whole of it after every step.
+
+    Rows are looked at when they are staged, each once; see ``GrowingReplay``.
+    """
+
+    def hasnull(self) -> bool:
+        return False
+
+
 def make_online_buffer(observation_space: Any, size: int, num_envs: int) -> VectorReplayBuffer:
     """Return an empty buffer; of stacked frames it keeps one a step.
 
@@ -27,7 +37,7 @@ def make_online_buffer(observation_space: Any, size: int, num_envs: int) -> Vect
     if frames and len(observation_space.shape) == 3:
         stack = observation_space.shape[0]
         options = {"stack_num": stack, "ignore_obs_next": True, "save_only_last_obs": True}
-    return VectorReplayBuffer(max(size, num_envs), num_envs, **options)
+    return OnlineBuffer(max(size, num_envs), num_envs, **options)
 
 
 def cut_episodes(buffer: ReplayBuffer) -> None:

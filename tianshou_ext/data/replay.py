@@ -149,7 +149,7 @@ class Replay:
         stay in the buffer's memory and are moved batch by batch.
     :param next_act: give the data's next action too, and leave out rows that have none.
     :raises InputError: if the buffer is empty, holds no transition with a known successor, NaN
-        or infinite rewards or observations, or observations that are no plain array.
+        or infinite rewards, observations or actions, or any of these that are no plain array.
     """
 
     def __init__(
@@ -182,16 +182,21 @@ class Replay:
             at_edge = self.next_row[rows] == rows
             usable = ~at_edge | terminated[rows]
         self.next_act = next_act
+        filled = rows
         if next_act:
             ended = (self.next_row[rows] == rows) | truncated[rows]
             usable &= ~ended | terminated[rows]
         rows = rows[usable]
         if len(rows) == 0:
             raise InputError(
-                "expected at least one transition with a known successor, got only truncated rows "
-                "without obs_next; store obs_next or the observation after each episode"
+                "expected at least one transition that is followed by an action, got only the last "
+                "rows of episodes that did not terminate; use longer episodes, or a method that "
+                "does not need the next action"
+                if next_act
+                else "expected at least one transition with a known successor, got only truncated "
+                "rows without obs_next; store obs_next or the observation after each episode"
             )
-        self.act = self._stage_act(buffer.act)
+        self.act = self._stage_act(buffer.act, filled if next_act else rows)
         self.rew = self._stage("rew", buffer.rew, rows)
         if self.rew.ndim != 1:
             raise InputError(
@@ -240,8 +245,16 @@ class Replay:
             )
         return staged.to(self.device)
 
-    def _stage_act(self, values: Any) -> Tensor:
-        return torch.from_numpy(as_act(values)).to(self.device)
+    def _stage_act(self, values: Any, rows: Array) -> Tensor:
+        if not isinstance(values, np.ndarray) or values.dtype == object:
+            raise InputError(
+                "expected actions that are a number or an array of the same shape at every step, "
+                f"got {type(values).__name__} of others in the buffer; convert them first"
+            )
+        acts = as_act(values)
+        if acts.dtype == np.float32:
+            return self._stage("act", acts, rows)
+        return torch.from_numpy(acts).to(self.device)
 
     def _stack_table(self) -> Tensor:
         columns = [np.arange(len(self.prev_row))]

@@ -207,7 +207,7 @@ class ChosenRows(Growing):
     """
 
     def __init__(self, growing: Growing, source: int) -> None:
-        self.growing, self.source = growing, source
+        self.growing, self.buffer, self.source = growing, growing.buffer, source
         self._chosen = torch.zeros(0, dtype=torch.int64)
 
     def __len__(self) -> int:

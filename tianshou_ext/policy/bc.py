@@ -1,7 +1,7 @@
 """Behavioural cloning (imitation learning, IL), for discrete and continuous actions.
 
     discrete:                L = mean(-log softmax(logits(s))[a])
-    continuous:              L = mean((tanh(actor(s)) - a)^2), a in [-1, 1], mean over A as well
+    continuous:              L = mean((actor(s) - a)^2), a in [-1, 1], mean over A as well
     continuous, stochastic:  L = mean(-log N(a; tanh(mean(s)), std^2)), one std for all states
 
 No single paper; the settings are Tianshou's ``atari_il.py`` for frames (Adam 1e-4, batch 32). The
@@ -9,8 +9,8 @@ third form, for continuous actions, is what the weighted methods (IQL, CRR, AWAC
 weights are 1; the distribution is not squashed, so that actions at the bounds have a finite loss.
 %BC is this method on the best episodes: ``tianshou_ext.data.select.top_episodes``.
 
-Differences from Tianshou's ``ImitationPolicy``: cross-entropy on the logits is the same; a Box
-action is compared in the policy's own range [-1, 1].
+Our own actor ends in tanh. Differences from Tianshou's ``ImitationPolicy``: none in the losses; a
+Box action is compared in the policy's own range [-1, 1].
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,7 +26,7 @@ from torch.nn import functional
 from tianshou_ext.data.normalize import ObsNormalizer
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.errors import InputError
-from tianshou_ext.nn.actor_critic import GaussianActor, normal_log_prob
+from tianshou_ext.nn.actor_critic import DeterministicActor, GaussianActor, normal_log_prob
 from tianshou_ext.nn.nets import Net, make_adam
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.config import PolicyConfig, make_config
@@ -57,8 +56,9 @@ class BCConfig(PolicyConfig):
 class BCPolicy(OfflinePolicy):
     """Behavioural cloning; a drop-in for Tianshou 1.2's ``ImitationPolicy``.
 
-    :param actor: ``(obs, state) -> (output, state)``; logits (B, n), or actions before tanh (B, A),
-        or the pair of mean and standard deviation, (B, A) each, if ``stochastic``.
+    :param actor: ``(obs, state) -> (output, state)``; logits (B, n), or actions (B, A), which are
+        clipped to [-1, 1] where they act, or the pair of mean and standard deviation, (B, A) each,
+        if ``stochastic``.
     :param optim: over the actor's parameters.
     :param options: fields of ``BCConfig``, or Tianshou's names of them.
     :raises InputError: if ``stochastic`` is set for discrete actions.
@@ -118,8 +118,10 @@ class BCPolicy(OfflinePolicy):
                 state_dependent_std=False,
                 tanh_mean=True,
             )
-        else:
+        elif discrete:
             actor = Net(shape, (width,), hidden)
+        else:
+            actor = DeterministicActor(shape, width, hidden)
         actor = actor.to(device)
         return cls(
             actor=actor,
@@ -137,7 +139,7 @@ class BCPolicy(OfflinePolicy):
         if self.is_discrete:
             return output.argmax(1) if deterministic else self.draw_actions(output), output
         if not self.config.stochastic:
-            return torch.tanh(output), output
+            return output.clamp(-1.0, 1.0), output
         mean, std = output
         act = mean if deterministic else mean + std * self.act_noise(mean)
         return act.clamp(-1.0, 1.0), mean
@@ -152,7 +154,7 @@ class BCPolicy(OfflinePolicy):
             loss = self.likelihood_loss(mean, std, batch.act)
             metrics = {"loss": loss, "std": std.mean()}
         else:
-            loss = functional.mse_loss(torch.tanh(output), batch.act)
+            loss = functional.mse_loss(output, batch.act)
             metrics = {"loss": loss}
         self.optimize(loss, "actor")
         return metrics

@@ -110,6 +110,7 @@ class BCQPolicy(ActorCriticPolicy):
     :param vae: ours, or Tianshou's.
     :param actor_perturbation_optim, critic_optim, critic2_optim, vae_optim: over the parameters of
         each.
+    :param device: as Tianshou's example passes it; not used, networks live where they are.
     :param options: fields of ``BCQConfig``, or Tianshou's names of them.
     """
 
@@ -123,6 +124,7 @@ class BCQPolicy(ActorCriticPolicy):
         actor_perturbation_optim: Any,
         vae: nn.Module,
         vae_optim: Any,
+        device: Any = None,
         **kwargs: Any,
     ) -> None:
         own = isinstance(actor_perturbation, Perturbation)

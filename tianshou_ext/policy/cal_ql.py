@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tianshou_ext.data.mixing import Mixing
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.errors import InputError
 from tianshou_ext.nn.actor_critic import linear_layers, orthogonal_init, tanh_normal_sample
@@ -88,6 +89,7 @@ class CalQLPolicy(CQLPolicy):
 
     config_class = CalQLConfig
     needs_returns: ClassVar[bool] = True
+    online_mixing: ClassVar[Mixing] = Mixing(kind="balanced", offline_share=0.5)
 
     @classmethod
     def make_networks(

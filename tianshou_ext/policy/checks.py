@@ -25,7 +25,8 @@ def check_spaces(observation_space: Any, action_space: Any, actions: str) -> Non
     """Check that the spaces are of a kind that a method can use.
 
     :param actions: the method's: ``discrete``, ``continuous`` or ``both``.
-    :raises InputError: if observations are no Box, or actions of another kind or unbounded.
+    :raises InputError: if observations are no Box, or actions of another kind, no vectors or
+        unbounded.
     """
     if not isinstance(observation_space, Box):
         raise InputError(
@@ -37,6 +38,11 @@ def check_spaces(observation_space: Any, action_space: Any, actions: str) -> Non
         names = " or ".join(kind.__name__ for kind in kinds)
         raise InputError(
             f"expected a {names} action space, got {action_space}; use another method or task"
+        )
+    if isinstance(action_space, Box) and len(action_space.shape) != 1:
+        raise InputError(
+            f"expected actions that are vectors, of shape (A,), got {action_space}; flatten them "
+            "in a wrapper of the environment"
         )
     if isinstance(action_space, Box) and not action_space.is_bounded():
         raise InputError(

@@ -47,6 +47,9 @@ class PolicyConfig:
         self.check(0.0 <= self.gamma <= 1.0, "gamma", "in [0, 1]")
         self.check(self.n_step >= 1, "n_step", "at least 1")
         self.check(self.lr > 0.0, "lr", "above 0")
+        for name in [f.name for f in fields(self) if f.name.endswith("hidden_sizes")]:
+            widths = getattr(self, name) or ()
+            self.check(all(width >= 1 for width in widths), name, "of widths of at least 1")
         for name, kinds in (("obs_norm", get_args(ObsNorm)), ("reward_norm", get_args(RewardNorm))):
             self.check(getattr(self, name) in kinds, name, f"one of {', '.join(kinds)}")
 

@@ -113,9 +113,11 @@ class TD3BCPolicy(ActorCriticPolicy):
     """The critic that the actor's loss asks; None asks all."""
 
     def __init__(self, *, policy: Any = None, **kwargs: Any) -> None:
-        noise = kwargs.get("exploration_noise", getattr(policy, "exploration_noise", None))
-        if noise is not None or "exploration_noise" in kwargs:
-            kwargs["exploration_noise"] = noise_deviation(noise)
+        held = getattr(policy, "exploration_noise", None)
+        if held is not None or (policy is not None and "config" not in kwargs):
+            kwargs.setdefault("exploration_noise", held)
+        if "exploration_noise" in kwargs:
+            kwargs["exploration_noise"] = noise_deviation(kwargs["exploration_noise"])
         super().__init__(policy=policy, **kwargs)
         self.actor_target = self.add_target(self.actor)
 
