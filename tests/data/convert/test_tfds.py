@@ -460,6 +460,8 @@ def test_folders_that_are_none_of_tfds_are_refused(tmp_path: Path):
         (folder / name).write_text(before)
     make(folder, {k: v for k, v in VECTOR.items() if k != "is_last"}, [[vector()]])
     refused("steps with is_last")
+    make(folder, VECTOR | {"reward": several(a=tensor("float32"), b=tensor("float32"))}, [[]])
+    refused("expected one reward a step in .*features.json, got reward/a, reward/b")
     make(folder, VECTOR | {"observation": TEXT}, [[vector()]])
     refused("expected numbers in observation")
     make(

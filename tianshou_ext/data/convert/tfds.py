@@ -67,8 +67,11 @@ def convert(
     files, faults = _shards(folder, split, info)
     obs, obs_out = _leaves(steps, "observation", flatten)
     act, act_out = _leaves(steps, "action", flatten)
-    (rew,), _ = _leaves(steps, "reward", flatten)
-    reader = _Episodes(obs, act, rew, flatten)
+    rewards, _ = _leaves(steps, "reward", flatten)
+    if len(rewards) > 1:
+        names = ", ".join(leaf.path for leaf in rewards)
+        raise InputError(f"expected one reward a step in {folder}/features.json, got {names}")
+    reader = _Episodes(obs, act, rewards[0], flatten)
     left_out = [*obs_out, *act_out]
     notes = []
     if left_out:
