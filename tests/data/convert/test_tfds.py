@@ -468,6 +468,9 @@ def test_folders_that_are_none_of_tfds_are_refused(tmp_path: Path):
         folder, VECTOR | {"observation": several(a=image(8, 8, 3), b=image(8, 8, 3))}, [[vector()]]
     )
     refused("try --no-flatten")
+    for huge in (image(1 << 40, 12, 1), tensor("float32", *[1] * 401)):
+        make(folder, VECTOR | {"observation": huge}, [[]])
+        refused("features.json, got an impossible shape for observation")
     shutil.copytree(folder, tmp_path / "toy/2.0.0")
     refused("expected one dataset version", tmp_path / "toy")
     (folder / "dataset_info.json").unlink()

@@ -35,6 +35,7 @@ DTYPES = {
     **{name: np.dtype(name) for name in ("int64", "float16", "float32", "float64", "bool")},
 }
 ENCODINGS = ("none", "bytes", "zlib")
+MOST_DIMENSIONS, LARGEST_VALUE = 16, 1 << 31  # dimensions and numbers of one value of a step
 LONGEST_STEP = 1 << 24  # bytes that one value of unknown shape may inflate to
 
 
@@ -455,11 +456,14 @@ def _walk(node: Mapping[str, Any], path: str) -> list[_Leaf]:
         return [_Leaf(path, kind)]
     shape = content.get("shape", [])
     sizes = shape.get("dimensions", []) if isinstance(shape, Mapping) else shape
+    dimensions = tuple(None if n is None or int(n) < 0 else int(n) for n in sizes)
+    if len(dimensions) > MOST_DIMENSIONS or math.prod(n for n in dimensions if n) > LARGEST_VALUE:
+        raise ValueError(f"an impossible shape for {path}")
     return [
         _Leaf(
             path,
             kind,
-            tuple(None if n is None or int(n) < 0 else int(n) for n in sizes),
+            dimensions,
             str(content.get("dtype", "uint8")),
             str(content.get("encoding", "none") or "none").lower(),
         )
