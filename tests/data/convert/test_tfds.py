@@ -436,6 +436,9 @@ def test_folders_that_are_none_of_tfds_are_refused(tmp_path: Path):
         assert "\n" not in str(info.value)
         assert not (tmp_path / "b.hdf5").exists()
 
+    listed_steps = json.loads((folder / "features.json").read_text())
+    sequence = listed_steps["featuresDict"]["features"]["steps"]["sequence"]
+    sequence["feature"]["featuresDict"]["features"] = ["action", {}]
     refused("found none", tmp_path / "nowhere")
     refused("found a file", folder / "features.json")
     refused("one of the splits .'train'.", split="test")
@@ -445,6 +448,7 @@ def test_folders_that_are_none_of_tfds_are_refused(tmp_path: Path):
         ("features.json", "{}", "no steps there"),
         ("features.json", json.dumps(several(label=tensor("int64"))), "no steps there"),
         ("features.json", "[" * 100000, "expected JSON"),
+        ("features.json", json.dumps(listed_steps), "no steps there"),
         ("dataset_info.json", "", "expected JSON"),
         ("dataset_info.json", '{"splits": 3}', "splits"),
         ("dataset_info.json", '{"fileFormat": "array_record"}', "got array_record"),

@@ -412,7 +412,10 @@ def _declared(node: Mapping[str, Any]) -> tuple[str, Any]:
             content = json.loads(content["json"])
     name = name.rsplit(".", 1)[-1]
     if name == "FeaturesDict":
-        return "dict", content.get("features", content)
+        features = content.get("features", content)
+        if not isinstance(features, Mapping):
+            raise TypeError(f"features that are a {type(features).__name__}")
+        return "dict", features
     kinds = {"Dataset": "sequence", "Sequence": "sequence", "Image": "image"}
     return kinds.get(name, "tensor" if "dtype" in content and name != "Video" else name), content
 
