@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tianshou_ext.cli import launch
-from tianshou_ext.data.convert.common import OnError, Report
+from tianshou_ext.data.convert.common import OnError, Report, Settings
 from tianshou_ext.data.convert.rlu_atari import Reader, convert
 from tianshou_ext.data.download import fetch
 from tianshou_ext.data.writer import Compression
@@ -86,6 +86,7 @@ def main(args: Args) -> list[Report]:
             f"expected a --task like Breakout and a --run-id of 1 to 5, got {args.task!r} and "
             f"{args.run_id}"
         )
+    Settings(fraction=args.fraction, jobs=args.jobs)  # refused before anything is fetched
     reports = []
     for number in shard_ids(args.shard_id, args.total_num_shards):
         name = f"run_{args.run_id}-{number:05d}-of-{args.total_num_shards:05d}"

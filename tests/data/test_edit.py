@@ -179,6 +179,19 @@ def test_rewards_that_are_nan_are_not_copied_in_silence(tmp_path: Path):
     assert read_provenance(tmp_path / "out")["notes"] == report.notes
 
 
+def test_episodes_merged_with_shuffled_transitions_are_no_longer_chained(tmp_path: Path):
+    shuffled = episodes(1)
+    shuffled["truncated"] = ~shuffled["terminated"]
+    path = write(tmp_path / "a", episodes())
+    other = write(tmp_path / "b", shuffled, provenance={"ordered": False})
+    report = merge([other, path], out=tmp_path / "out.hdf5", **QUIET)
+    columns = read(tmp_path / "out.hdf5")
+    assert columns["done"].all() and not (columns["terminated"] & columns["truncated"]).any()
+    same({key: v[ROWS:] for key, v in columns.items()}, episodes(), slice(None), "truncated")
+    assert any("a holds episodes, but other files shuffled" in note for note in report.notes)
+    assert inspect(tmp_path / "out.hdf5", progress=False).exit_code == 0
+
+
 def test_files_that_differ_are_not_merged(tmp_path: Path):
     base = write(tmp_path / "a", episodes())
     flat = episodes()
@@ -284,6 +297,9 @@ def test_bad_splits_are_refused(tmp_path: Path):
     ):
         with pytest.raises(InputError, match=words):
             split(path, **options, **QUIET)
+    twice = (outs[0], tmp_path / ".." / tmp_path.name / outs[0].name)
+    with pytest.raises(InputError, match="2 different files"):
+        split(path, at=(0.5,), out=twice, **QUIET)
     assert len(read(path)["rew"]) == ROWS and list(tmp_path.iterdir()) == [path]
 
 
@@ -412,6 +428,17 @@ def test_noisy_actions_are_clipped_only_if_asked(tmp_path: Path):
     free, clipped = (read(tmp_path / name)["act"] for name in "bc")
     assert np.abs(free).max() > 1
     assert np.array_equal(clipped, np.clip(free, columns["act"].min(0), columns["act"].max(0)))
+
+
+def test_rewards_that_become_infinite_are_refused(tmp_path: Path, recwarn: Any):
+    columns = episodes()
+    columns["rew"][[11, 40]] = -1e20, np.inf  # what was infinite before is only noted
+    path = write(tmp_path / "a", columns)
+    with pytest.raises(InputError, match=r"float32 can hold, got -1e\+45 in row 11 of"):
+        relabel(path, out=tmp_path / "out", reward_scale=1e25, **QUIET)
+    assert list(tmp_path.iterdir()) == [path]
+    relabel(path, out=tmp_path / "out", reward_scale=1e10, **QUIET)
+    assert not recwarn.list
 
 
 def test_bad_relabelling_is_refused(tmp_path: Path):

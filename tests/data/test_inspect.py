@@ -158,6 +158,21 @@ def test_infinite_bounds_of_a_space_are_no_hindrance_to_json(tmp_path: Path):
     assert report["provenance"]["observation_space"]["high"] == [1.0, "inf"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"notes": [{}], "made_from": [3]},
+        {"made_from": [{"provenance": 3}]},
+        {"made_from": [{"provenance": {"made_from": 3}}]},
+    ],
+)
+def test_an_odd_provenance_is_no_hindrance(odd: dict[str, Any], tmp_path: Path):
+    path = write(tmp_path / "b.hdf5", walks(), provenance=odd)
+    assert str(look(path)).startswith(str(path))
+    merge([path, path], out=tmp_path / "c.hdf5", progress=False)
+    assert str(look(tmp_path / "c.hdf5"))
+
+
 def test_the_columns_of_info_are_listed(tmp_path: Path):
     path = write(tmp_path / "b.hdf5", {**walks(), "info": {"at": {"x": np.zeros((ROWS, 2))}}})
     with h5py.File(path, "a") as file:

@@ -75,9 +75,9 @@ class BufferFile:
             )
         recorded = json.loads(attrs.get(PROVENANCE, "{}"))
         self.provenance: dict[str, Any] = recorded if isinstance(recorded, dict) else {}
-        for key in ("notes", "made_from"):
-            if not isinstance(self.provenance.get(key), list):
-                self.provenance.pop(key, None)
+        for key, kind in (("notes", str), ("made_from", dict)):
+            if isinstance(found := self.provenance.pop(key, None), list):
+                self.provenance[key] = [item for item in found if isinstance(item, kind)]
         options = file["options"].attrs if "options" in file else {}
         self.stack_num = int(options.get("stack_num", attrs.get("stack_num", 1)))
         self._ranges = self._filled_ranges()

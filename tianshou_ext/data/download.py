@@ -32,7 +32,13 @@ def fetch(url: str, path: Path, *, progress: bool = True) -> None:
             sent = answer.headers.get("Content-Range", "")
             if answer.status != 206 or not sent.startswith(f"bytes {start}-"):
                 start = 0  # the whole file comes
-            length = int(answer.headers.get("Content-Length", -1))
+            said = answer.headers.get("Content-Length", "none")
+            if not said.isdecimal():  # whether all of it came could not be told
+                raise InputError(
+                    f"expected the length of {url} from its server, got {said!r:.40}; fetch the "
+                    f"file another way and put it at {path}"
+                )
+            length = int(said)
             with (
                 partial.open("ab" if start else "wb") as file,
                 tqdm(
@@ -64,8 +70,8 @@ def fetch(url: str, path: Path, *, progress: bool = True) -> None:
             f"again to go on, or put the file by hand at {path}"
         ) from error
     found = partial.stat().st_size
-    if length < 0 or found != start + length:
-        if length < 0 or found > start + length:
+    if found != start + length:
+        if found > start + length:
             partial.unlink()
         raise InputError(
             f"expected {start + length} bytes from {url}, got {found}; run this again to go on, or "

@@ -178,7 +178,7 @@ def _parts_of(file: Path, outs: list[Path], count: int) -> list[Path]:
         return [file.with_name(f"{file.stem}_{name}{file.suffix}") for name in names[count]]
     if len(outs) != count:
         raise InputError(f"expected --out with {count} files, one a part, got {len(outs)}")
-    if len({out.absolute() for out in outs}) < count:
+    if len({out.expanduser().resolve() for out in outs}) < count:
         raise InputError(f"expected {count} different files for the parts, got {outs}")
     return outs
 

@@ -153,5 +153,7 @@ def _origins(provenance: Mapping[str, Any], file: str) -> list[tuple[str, str]]:
 
 def _parents(provenance: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
     """Return provenance and name of each file that a file was edited from."""
-    parents = [parent for parent in provenance.get("made_from", []) if isinstance(parent, dict)]
-    return [(parent.get("provenance", {}), str(parent.get("file", ""))) for parent in parents]
+    made_from = provenance.get("made_from")
+    parents = [p for p in made_from if isinstance(p, dict)] if isinstance(made_from, list) else []
+    known = [p["provenance"] if isinstance(p.get("provenance"), dict) else {} for p in parents]
+    return [(own, str(p.get("file", ""))) for own, p in zip(known, parents, strict=True)]

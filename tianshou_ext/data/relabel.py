@@ -84,7 +84,15 @@ def relabel(
             reward = rows.columns["rew"].astype(np.float64) * reward_scale + reward_shift
             if reward_clip is not None:
                 reward = np.clip(reward, *reward_clip)
-            rows.columns["rew"] = np.where(usable, reward, rows.columns["rew"])
+            before = rows.columns["rew"]
+            with np.errstate(over="ignore"):  # infinity is refused below
+                rows.columns["rew"] = np.where(usable, reward, before).astype(np.float32)
+            lost = np.isfinite(before) & ~np.isfinite(rows.columns["rew"])
+            if lost.any():
+                raise InputError(
+                    f"expected rewards that float32 can hold, got {reward[lost][0]:g} in row "
+                    f"{rows.start + int(np.argmax(lost))} of {source.path}; scale or shift by less"
+                )
             if obs_change is not None:
                 obs_change.apply(rows)
             if act_change is not None:

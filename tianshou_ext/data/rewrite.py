@@ -74,11 +74,17 @@ def rewrite(
         raise InputError(f"expected rows in {first.path}, got an empty buffer")
     info = _common_info(sources)
     notes = [*notes, *_info_notes(sources, info)]
+    ordered = all(source.ordered for source in sources)
+    notes += [
+        f"{source.path.name} holds episodes, but other files shuffled transitions: all its rows "
+        "that are not terminated are truncated, as theirs are"
+        for source in sources
+        if source.ordered and not ordered
+    ]
     unsound = ~np.isfinite(np.concatenate([source.rew for source in sources])[kept])
     if unsound.any():
         notes.append(f"{unsound.sum()} rewards of the source are NaN or infinite: repair them")
     report = Report(command, out, notes=notes)
-    ordered = all(source.ordered for source in sources)
     writer = BufferWriter(
         out,
         size,
@@ -89,7 +95,7 @@ def rewrite(
         provenance=_provenance(command, sources, options, notes),
     )
     parts = zip(sources, np.split(kept, edges[:-1]), strict=True)
-    blocks = (rows for source, part in parts for rows in _chosen_rows(source, part, info))
+    blocks = (rows for source, part in parts for rows in _chosen_rows(source, part, info, ordered))
     bar = tqdm(total=size, desc=command, unit=" rows", unit_scale=True, disable=not progress)
     with bar, writer:
         for rows in blocks:
@@ -105,14 +111,19 @@ def rewrite(
     return report
 
 
-def _chosen_rows(source: BufferFile, kept: Array, info: Iterable[str]) -> Iterator[Rows]:
+def _chosen_rows(
+    source: BufferFile, kept: Array, info: Iterable[str], ordered: bool
+) -> Iterator[Rows]:
     """Yield the kept rows block by block; where what follows is left out, truncated.
 
     :param info: which columns of it to take along.
+    :param ordered: whether all sources are; among shuffled rows, no row leads to the next.
     """
     unmarked = source.ends & ~(source.terminated | source.truncated)
     followed = np.append(kept[1:], False) | source.ends
     truncated = source.truncated | unmarked | (~followed & ~source.terminated)
+    if source.ordered and not ordered:
+        truncated |= ~source.terminated
     for start, stop in source.blocks():
         rows = np.nonzero(kept[start:stop])[0]
         if len(rows) == 0:

@@ -485,6 +485,51 @@ def test_missing_cells_and_text_in_tables(tmp_path: Path):
         with pytest.raises(InputError) as error:
             run(src, tmp_path)
         assert "\n" not in str(error.value)
+    src.write_text(header)
+    with pytest.raises(InputError, match="expected rows in .*, got none below"):
+        run(src, tmp_path)
+
+
+@pytest.mark.parametrize("extra", [",", ",1.5", ",,"])
+def test_values_without_a_column_name_do_not_shift_the_columns(extra: str, tmp_path: Path):
+    src = as_csv(columns(note=np.zeros(N)), tmp_path)
+    header, *rows = src.read_text().splitlines()
+    src.write_text("\n".join([header, *(row + extra for row in rows)]))
+    with pytest.raises(InputError, match=f"name for each column.*got {extra.count(',')} values"):
+        run(src, tmp_path)
+    assert not (tmp_path / "b.hdf5").exists()
+
+
+def test_lists_of_unequal_length_in_parquet_matter_only_where_they_are_asked_for(tmp_path: Path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    src, made = tmp_path / "a.parquet", columns()
+    lists = {key: values.tolist() for key, values in made.items()}
+    lists["debug"] = [[1.0] * (row % 3) for row in range(N)]
+    parquet.write_table(pa.table(lists), src)
+    assert len(run(src, tmp_path)) == N - 2
+    (tmp_path / "b.hdf5").unlink()
+    lists["observations"][5] = [0.0]
+    parquet.write_table(pa.table(lists), src)
+    with pytest.raises(
+        InputError, match=r"not numbers: of the shape \(3,\) in row 0, \(1,\) in row 5"
+    ):
+        run(src, tmp_path)
+    assert not (tmp_path / "b.hdf5").exists()
+
+
+def test_a_flipped_bit_in_a_parquet_file_with_checksums_is_not_trained_on(tmp_path: Path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    src, made = tmp_path / "a.parquet", columns()
+    table = pa.table({key: values.tolist() for key, values in made.items()})
+    parquet.write_table(
+        table, src, write_page_checksum=True, compression="none", use_dictionary=False
+    )
+    data = bytearray(src.read_bytes())
+    data[data.find(made["rewards"].tobytes()) + 5] ^= 1
+    src.write_bytes(data)
+    with pytest.raises(InputError, match="expected parquet in .*, got what cannot be read"):
+        run(src, tmp_path)
+    assert not (tmp_path / "b.hdf5").exists()
 
 
 @pytest.mark.parametrize("kind", [as_npz, as_small_npz, as_npy, as_hdf5, as_pickle])

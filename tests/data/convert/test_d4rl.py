@@ -328,6 +328,9 @@ def break_file(path: Path, how: str) -> None:
         data["terminals"] = np.full(60, np.nan)
     elif how == "none":
         data = {key: values[:0] for key, values in data.items()}
+    elif how == "all timeouts":
+        data |= {"terminals": np.zeros(60), "timeouts": np.ones(60)}
+        data.pop("next_observations", None)
     elif how == "next":
         data["next_observations"] = np.zeros((60, 4))
     write(path, data)
@@ -358,6 +361,7 @@ def break_file(path: Path, how: str) -> None:
 BAD = (
     *("missing", "unequal", "text", "objects", "group", "scalar", "wide", "flags", "none"),
     *("next", "huge", "short", "foreign", "empty", "empty rows", "negative action"),
+    "all timeouts",
 )
 
 
@@ -399,6 +403,17 @@ def test_unsound_numbers_stop_or_are_left_out_by_the_episode(key: str, tmp_path:
     kept = np.r_[: starts[4], starts[5] : 300]
     whole = expected({k: v[kept] for k, v in data.items()}, None)
     assert_holds(tmp_path / "b", whole)
+
+
+def test_a_reward_beyond_float32_is_refused_without_a_warning_of_numpy(
+    tmp_path: Path, recwarn: Any
+):
+    data = synthetic(60)
+    data["rewards"] = np.where(np.arange(60) == 3, 1e300, 0.0)
+    path = write(tmp_path / "a.hdf5", data)
+    with pytest.raises(InputError, match="rew is NaN or infinite in row 3"):
+        convert(path, tmp_path / "b", progress=False)
+    assert not recwarn.list
 
 
 def test_a_damaged_chunk_costs_its_episodes(tmp_path: Path):

@@ -394,6 +394,31 @@ def test_images_stored_as_jpeg_or_as_they_are(says: Any, tmp_path: Path):
         run(root, tmp_path)
 
 
+@pytest.mark.parametrize("fault", ["no JPEG", "cut off", "65000x65000", "10000x10000"])
+def test_a_damaged_image_costs_its_episode(fault: str, tmp_path: Path, recwarn: Any):
+    image = pytest.importorskip("PIL.Image")
+    space = {"type": "Box", "dtype": "uint8", "shape": [40, 36], "low": 0, "high": 255}
+    file = io.BytesIO()
+    image.fromarray(np.full((40, 36), 7, np.uint8)).save(file, format="JPEG")
+    coded = np.stack([np.frombuffer(file.getvalue(), np.uint8)] * 4)
+    damaged = coded.copy()
+    if fault == "no JPEG":
+        damaged[2] = 0
+    elif fault == "cut off":
+        damaged[2, len(coded[2]) // 3 :] = 0
+    else:  # what the image says of its size
+        place = file.getvalue().find(b"\xff\xc0") + 5
+        sides = np.array([int(side) for side in fault.split("x")], ">u2")
+        damaged[2, place : place + 4] = np.frombuffer(sides.tobytes(), np.uint8)
+    pair = [episode(3, observations=coded), episode(3, observations=damaged)]
+    root = write(tmp_path / "d", pair, space)
+    match = "an image of 10000x10000x1 in row 2" if fault[0] == "1" else "no sound JPEG .*in row 2"
+    with pytest.raises(InputError, match=f"episode 1: .*{match}"):
+        run(root, tmp_path)
+    assert len(run(root, tmp_path, on_error="skip")) == 3
+    assert not recwarn.list
+
+
 def test_without_spaces_the_data_say_what_they_are(tmp_path: Path):
     root = write(tmp_path / "d", [episode(3)])
     (root / "data/metadata.json").unlink()
@@ -507,6 +532,10 @@ def test_files_that_are_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         {"type": "Box", "dtype": "O", "shape": [3]},
         {"type": "Dict", "subspaces": {}},
         {"type": "Box", "dtype": "float32"},
+        {"type": "Discrete", "n": 10**30},
+        {"type": "Discrete", "n": 3, "start": 10**30},
+        {"type": "MultiDiscrete", "nvec": [10**30, 2]},
+        {"type": "MultiBinary", "n": None},
         [],
         "}",
     ],

@@ -372,6 +372,7 @@ class Bucket(http.server.BaseHTTPRequestHandler):
     asked: list[str | None]
     short: int
     ranges: bool
+    length: tuple[str, str] | None = None
 
     def do_GET(self):
         data, wanted = self.files.get(self.path), self.headers.get("Range")
@@ -379,6 +380,11 @@ class Bucket(http.server.BaseHTTPRequestHandler):
         start = int(wanted[6:-1]) if wanted and self.ranges else 0
         if data is None:
             return self.send_error(404)
+        if self.length is not None:
+            self.send_response(200)
+            self.send_header(*self.length)
+            self.end_headers()
+            return self.wfile.write(data)
         if start >= len(data):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(data)}")
@@ -436,6 +442,26 @@ def test_a_partial_file_that_is_whole_or_too_long(bucket: Any, tmp_path: Path):
     with pytest.raises(InputError, match="run this again to go on"):
         fetch("http://127.0.0.1:1/x", tmp_path / "y", progress=False)
     assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize(
+    "header", [("X", "y"), ("Content-Length", "some"), ("Content-Length", "-1")]
+)
+def test_a_download_of_unknown_length_is_refused(header: Any, bucket: Any, tmp_path: Path):
+    bucket.files["/x"], bucket.length = b"12345", header
+    said = header[1] if header[0] == "Content-Length" else "none"
+    with pytest.raises(InputError, match=f"expected the length of .*, got '{said}'; fetch"):
+        download.fetch(f"{bucket.url}/x", tmp_path / "x", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [{"fraction": 0.0}, {"jobs": 0}])
+def test_the_tool_refuses_options_before_it_fetches(option: Any, bucket: Any, tmp_path: Path):
+    tool = load_tool()
+    folders = {"dataset_dir": tmp_path / "datasets", "buffer_dir": tmp_path / "buffers"}
+    with pytest.raises(InputError, match="expected a fraction|at least one job"):
+        tool.main(tool.Args(task="Pong", url=bucket.url, progress=False, **folders, **option))
+    assert not bucket.asked and not list(tmp_path.iterdir())
 
 
 def test_the_tool_fetches_converts_and_goes_on(bucket: Any, tmp_path: Path, capsys: Any):

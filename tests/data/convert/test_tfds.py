@@ -437,6 +437,9 @@ def test_folders_that_are_none_of_tfds_are_refused(tmp_path: Path):
         assert "\n" not in str(info.value)
         assert not (tmp_path / "b.hdf5").exists()
 
+    listed_steps = json.loads((folder / "features.json").read_text())
+    sequence = listed_steps["featuresDict"]["features"]["steps"]["sequence"]
+    sequence["feature"]["featuresDict"]["features"] = ["action", {}]
     refused("found none", tmp_path / "nowhere")
     refused("found a file", folder / "features.json")
     refused("one of the splits .'train'.", split="test")
@@ -446,6 +449,7 @@ def test_folders_that_are_none_of_tfds_are_refused(tmp_path: Path):
         ("features.json", "{}", "no steps there"),
         ("features.json", json.dumps(several(label=tensor("int64"))), "no steps there"),
         ("features.json", "[" * 100000, "expected JSON"),
+        ("features.json", json.dumps(listed_steps), "no steps there"),
         ("dataset_info.json", "", "expected JSON"),
         ("dataset_info.json", '{"splits": 3}', "splits"),
         ("dataset_info.json", '{"fileFormat": "array_record"}', "got array_record"),
@@ -461,12 +465,17 @@ def test_folders_that_are_none_of_tfds_are_refused(tmp_path: Path):
         (folder / name).write_text(before)
     make(folder, {k: v for k, v in VECTOR.items() if k != "is_last"}, [[vector()]])
     refused("steps with is_last")
+    make(folder, VECTOR | {"reward": several(a=tensor("float32"), b=tensor("float32"))}, [[]])
+    refused("expected one reward a step in .*features.json, got reward/a, reward/b")
     make(folder, VECTOR | {"observation": TEXT}, [[vector()]])
     refused("expected numbers in observation")
     make(
         folder, VECTOR | {"observation": several(a=image(8, 8, 3), b=image(8, 8, 3))}, [[vector()]]
     )
     refused("try --no-flatten")
+    for huge in (image(1 << 40, 12, 1), tensor("float32", *[1] * 401)):
+        make(folder, VECTOR | {"observation": huge}, [[]])
+        refused("features.json, got an impossible shape for observation")
     shutil.copytree(folder, tmp_path / "toy/2.0.0")
     refused("expected one dataset version", tmp_path / "toy")
     (folder / "dataset_info.json").unlink()

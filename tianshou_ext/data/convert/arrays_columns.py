@@ -154,8 +154,12 @@ class Column:
 
 
 def _first_other(part: Any) -> str:
-    """Name the first value of a column of texts or objects that is no number."""
-    for row, value in enumerate(part[:] if part.dtype.kind in "OUS" else ()):
+    """Name the first value of texts or objects that is no number or of another shape."""
+    values = part[:] if part.dtype.kind in "OUS" else ()
+    shapes = [getattr(value, "shape", ()) for value in values]
+    if row := next((row for row, shape in enumerate(shapes) if shape != shapes[0]), 0):
+        return f": of the shape {shapes[0]} in row 0, {shapes[row]} in row {row}"
+    for row, value in enumerate(values):
         try:
             is_number = not math.isnan(float(value))
         except (TypeError, ValueError):

@@ -202,19 +202,28 @@ def _from_table(path: Path, kind: Format) -> Columns:
 
     if kind == "csv":
         frame = pandas.read_csv(path, low_memory=False)
+        if not isinstance(frame.index, pandas.RangeIndex):  # pandas made one of the first columns
+            raise InputError(
+                f"expected a name for each column of {path}, got {frame.index.nlevels} values a "
+                f"row more than the {len(frame.columns)} names in its first line; complete that, "
+                "or remove separators at the ends of the rows"
+            )
     else:
         try:
-            frame = pandas.read_parquet(path)
+            frame = pandas.read_parquet(path, "pyarrow", page_checksum_verification=True)
         except ImportError as error:
             raise ImportError(
                 f"expected the package pyarrow to read {path}, found none that loads; pip install "
                 "pyarrow"
             ) from error
+    if frame.empty:
+        raise InputError(f"expected rows in {path}, got none below the names of the columns")
     columns: Columns = {}
     for key in frame:
         values = frame[key].to_numpy()
-        if values.dtype == object and len(values) and isinstance(values[0], np.ndarray):
-            values = np.stack(values)
+        if values.dtype == object and isinstance(values[0], np.ndarray):
+            with contextlib.suppress(ValueError):  # of unequal length: an error if it is asked for
+                values = np.stack(values)
         columns[str(key)] = values
     return columns
 

@@ -81,6 +81,11 @@ def convert(
             ) from error
         kept, episode = _rows(source, qlearning)
         present = np.unique(episode[kept])
+        if len(present) == 0:
+            raise InputError(
+                f"expected steps whose next observation is in {path}, got {len(kept)} rows that "
+                "each end an episode without a terminal; are the timeouts right?"
+            )
         chosen = present[chosen_episodes(len(present), settings)]
         notes = _notes(source, kept, episode, qlearning)
         kept &= np.isin(episode, chosen)
@@ -181,7 +186,8 @@ def _read(
     qlearning: bool,
 ) -> _Source:
     _check_layout(path, file)
-    rewards = _vector(path, file, "rewards").astype(np.float32)
+    with np.errstate(over="ignore"):  # infinity is reported as a fault
+        rewards = _vector(path, file, "rewards").astype(np.float32)
     terminated = _flags(path, file, "terminals")
     if "timeouts" not in file:
         limit = _limit(path, known, max_episode_steps, qlearning)

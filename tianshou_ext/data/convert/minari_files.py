@@ -103,7 +103,7 @@ def _spaces(
             said = metadata.get(key)
             said = json.loads(said) if isinstance(said, str) else said
             spaces[group] = parse_space(said) if said else _guessed(main, episode, group)
-        except (*DAMAGE, AttributeError) as error:
+        except (*DAMAGE, AttributeError, OverflowError) as error:
             raise InputError(
                 f"expected the {key} of {folder} as Minari writes it, got what cannot be "
                 f"read ({type(error).__name__} {' '.join(str(error).split())[:80]}); download the "

@@ -56,13 +56,14 @@ def _plain(kind: Any, said: Any) -> Space:
         bounds = {key: _bound(said.get(key)) for key in ("low", "high")}
         return {"shape": shape, "dtype": dtype, **bounds}
     if kind == "Discrete":
-        return {"shape": [], "n": int(said["n"]), "start": int(said.get("start", 0))}
+        n, start = np.asarray([said["n"], said.get("start", 0)], np.int64).tolist()
+        return {"shape": [], "n": n, "start": start}
     if kind == "MultiDiscrete":
         nvec = np.asarray(said["nvec"], np.int64)
         start = np.broadcast_to(np.asarray(said.get("start", 0), np.int64), nvec.shape)
         return {"shape": list(nvec.shape), "nvec": nvec.tolist(), "start": start.tolist()}
     if kind == "MultiBinary":
-        return {"shape": np.atleast_1d(said["n"]).tolist()}
+        return {"shape": np.atleast_1d(np.asarray(said["n"], np.int64)).tolist()}
     if kind == "Text":
         return {"shape": [int(said["max_length"])], "charset": str(said["charset"])}
     raise ValueError(f"a space of the type {str(kind)[:40]}, which no array can hold")

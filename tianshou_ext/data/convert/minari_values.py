@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -71,13 +72,21 @@ def _images(stored: Array, shape: tuple[int, ...], path: str) -> Array:
         ) from error
     frames = np.empty((len(stored), *shape), np.uint8)
     for row, data in enumerate(stored):
-        image = Image.open(io.BytesIO(bytes(data)), formats=("JPEG",))
-        if (image.height, image.width) != shape[:2] or len(image.getbands()) != (*shape, 1)[2]:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of its size, which is checked below
+                image = Image.open(io.BytesIO(bytes(data)), formats=("JPEG",))
+            if (image.height, image.width) != shape[:2] or len(image.getbands()) != (*shape, 1)[2]:
+                raise InputError(
+                    f"{path} holds an image of {image.height}x{image.width}x"
+                    f"{len(image.getbands())} in row {row}, its space says {shape}"
+                )
+            frames[row] = np.asarray(image).reshape(shape)
+        except InputError:
+            raise
+        except Exception as error:  # of damaged images, decoders raise many kinds
             raise InputError(
-                f"{path} holds an image of {image.height}x{image.width}x{len(image.getbands())}, "
-                f"its space says {shape}"
-            )
-        frames[row] = np.asarray(image).reshape(shape)
+                f"{path} holds no sound JPEG image in row {row} ({type(error).__name__})"
+            ) from error
     return frames
 
 

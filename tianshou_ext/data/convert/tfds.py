@@ -35,6 +35,7 @@ DTYPES = {
     **{name: np.dtype(name) for name in ("int64", "float16", "float32", "float64", "bool")},
 }
 ENCODINGS = ("none", "bytes", "zlib")
+MOST_DIMENSIONS, LARGEST_VALUE = 16, 1 << 31  # dimensions and numbers of one value of a step
 LONGEST_STEP = 1 << 24  # bytes that one value of unknown shape may inflate to
 
 
@@ -67,8 +68,11 @@ def convert(
     files, faults = _shards(folder, split, info)
     obs, obs_out = _leaves(steps, "observation", flatten)
     act, act_out = _leaves(steps, "action", flatten)
-    (rew,), _ = _leaves(steps, "reward", flatten)
-    reader = _Episodes(obs, act, rew, flatten)
+    rewards, _ = _leaves(steps, "reward", flatten)
+    if len(rewards) > 1:
+        names = ", ".join(leaf.path for leaf in rewards)
+        raise InputError(f"expected one reward a step in {folder}/features.json, got {names}")
+    reader = _Episodes(obs, act, rewards[0], flatten)
     left_out = [*obs_out, *act_out]
     notes = []
     if left_out:
@@ -408,7 +412,10 @@ def _declared(node: Mapping[str, Any]) -> tuple[str, Any]:
             content = json.loads(content["json"])
     name = name.rsplit(".", 1)[-1]
     if name == "FeaturesDict":
-        return "dict", content.get("features", content)
+        features = content.get("features", content)
+        if not isinstance(features, Mapping):
+            raise TypeError(f"features that are a {type(features).__name__}")
+        return "dict", features
     kinds = {"Dataset": "sequence", "Sequence": "sequence", "Image": "image"}
     return kinds.get(name, "tensor" if "dtype" in content and name != "Video" else name), content
 
@@ -452,11 +459,14 @@ def _walk(node: Mapping[str, Any], path: str) -> list[_Leaf]:
         return [_Leaf(path, kind)]
     shape = content.get("shape", [])
     sizes = shape.get("dimensions", []) if isinstance(shape, Mapping) else shape
+    dimensions = tuple(None if n is None or int(n) < 0 else int(n) for n in sizes)
+    if len(dimensions) > MOST_DIMENSIONS or math.prod(n for n in dimensions if n) > LARGEST_VALUE:
+        raise ValueError(f"an impossible shape for {path}")
     return [
         _Leaf(
             path,
             kind,
-            tuple(None if n is None or int(n) < 0 else int(n) for n in sizes),
+            dimensions,
             str(content.get("dtype", "uint8")),
             str(content.get("encoding", "none") or "none").lower(),
         )
