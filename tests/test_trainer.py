@@ -15,7 +15,7 @@ from tianshou.env import DummyVectorEnv
 
 from tianshou_ext.checkpoint import load_policy, policy_state
 from tianshou_ext.data.hdf5 import load_buffer
-from tianshou_ext.data.writer import save_buffer
+from tianshou_ext.data.save import save_buffer
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy import DiscreteCQLPolicy, OfflinePolicy
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer

@@ -19,7 +19,8 @@ from tianshou.data import Batch, CachedReplayBuffer, VectorReplayBuffer
 
 from tianshou_ext.data.hdf5 import load_buffer, load_rl_unplugged, read_provenance
 from tianshou_ext.data.replay import Replay
-from tianshou_ext.data.writer import BufferWriter, save_buffer
+from tianshou_ext.data.save import save_buffer
+from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +117,61 @@ def test_a_folder_in_the_place_of_a_file_is_one_sentence(tmp_path: Path, monkeyp
 
 def test_bytes_of_a_row_count_nested_columns():
     assert bytes_of_row({"obs": {"x": np.zeros((4, 2), np.float32)}, "act": np.zeros(4, int)}) == 16
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_not_replaced(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="expected a file to write, got the device"):
+        BufferWriter(tmp_path / "pipe", 9)
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from tianshou_ext.data.writer import BufferWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+rng = np.random.default_rng(0)
+flags = np.zeros(500, bool)
+try:
+    with BufferWriter(sys.argv[1], 200_000, compression=sys.argv[2]) as writer:
+        for _ in range(400):
+            obs = rng.normal(size=(500, 30))
+            writer.append(obs=obs, obs_next=obs, act=flags, rew=obs[:, 0], terminated=flags,
+                          truncated=~flags)
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits on the size of files")
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(compression: str, tmp_path: Path):
+    if compression == "zstd":
+        pytest.importorskip("hdf5plugin")
+    command = [sys.executable, "-c", FULL, str(tmp_path / "b.hdf5"), compression]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("expected to write") and done.stdout.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_small_blocks_compress_as_well_as_large_ones(compression: Any, tmp_path: Path):
+    if compression == "zstd":
+        pytest.importorskip("hdf5plugin")
+    obs = RNG.normal(size=(5000, 100)).astype(np.float32)
+    rows = columns(5000, obs, obs + 1)
+    for name, step in (("large", 5000), ("small", 7)):
+        with BufferWriter(tmp_path / name, 5000, compression=compression) as writer:
+            for k in range(0, 5000, step):
+                block = {key: values[k : k + step].copy() for key, values in rows.items()}
+                writer.append(**block)
+                block["obs"][:] = 0  # what was brought is the caller's again
+            writer.overwrite(4321, obs=obs[1])
+    large, small = tmp_path / "large", tmp_path / "small"
+    assert small.stat().st_size < 1.02 * large.stat().st_size
+    obs[4321] = obs[1]
+    for buffer in (*both(large), *both(small)):
+        assert np.array_equal(buffer.obs, obs)
+        assert np.array_equal(buffer.act, np.arange(5000))

@@ -41,7 +41,7 @@ from tianshou_ext.analysis.rollouts import (
 from tianshou_ext.analysis.values import thoughts
 from tianshou_ext.checkpoint import atomic_write, versions
 from tianshou_ext.data.hdf5 import load_buffer
-from tianshou_ext.data.writer import save_buffer
+from tianshou_ext.data.save import save_buffer
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 

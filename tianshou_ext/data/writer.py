@@ -32,12 +32,9 @@ from tianshou.data import Batch
 from tianshou_ext import __version__
 from tianshou_ext.data.disk import SyncedAhead
 from tianshou_ext.data.hdf5 import FRAMES, PROVENANCE
-from tianshou_ext.data.info import numbers_in
-from tianshou_ext.data.replay import neighbours
 from tianshou_ext.errors import InputError
-from tianshou_ext.tianshou_api import ReplayBuffer
 
-__all__ = ["BufferWriter", "Compression", "bytes_of_row", "flat_columns", "save_buffer"]
+__all__ = ["BufferWriter", "Compression", "bytes_of_row", "flat_columns"]
 
 Compression = Literal["none", "gzip", "zstd"]
 CHUNK_BYTES = 1 << 18  # of a compressed chunk, about
@@ -98,6 +95,8 @@ class BufferWriter:
             raise InputError(
                 f"expected a file to write, got the folder {self.path}; add a file's name"
             )
+        if self.path.exists() and not self.path.is_file():  # it would be replaced
+            raise InputError(f"expected a file to write, got the device {self.path}; name a file")
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.size = size
         self.rows = 0
@@ -118,12 +117,14 @@ class BufferWriter:
             self._names = names | {"obs"} | ({"obs_next"} if save_obs_next else set())
         self._columns: dict[str, tuple[tuple[int, ...], Any]] = {}  # by path: shape, dtype
         self._datasets: dict[str, h5py.Dataset] = {}  # by path
+        self._waiting: dict[str, np.ndarray[Any, Any]] = {}  # by path: rows of no whole chunk
 
     def __enter__(self) -> BufferWriter:
         with self._one_sentence():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._file = h5py.File(self.partial, "w")
+                # Without a cache of chunks: one that a full disk does not take ends the process.
+                self._file = h5py.File(self.partial, "w", rdcc_nbytes=0)
             except BlockingIOError as error:
                 raise InputError(
                     f"expected to be the only one to write {self.path}, but another process is at "
@@ -165,15 +166,34 @@ class BufferWriter:
                     told = f"{_told(key, first)} as in the first block, got {_told(key, here)}"
                     raise ValueError(f"expected {told}")
             for key, values in flat.items():
-                self._datasets[key][self.rows : stop] = values
+                if self._filter:
+                    self._write_chunks(key, values, stop)
+                else:
+                    self._datasets[key][self.rows : stop] = values
             self._disk.grew(sum(values.nbytes for values in flat.values()))
         self.rows = stop
+
+    def _write_chunks(self, key: str, values: np.ndarray[Any, Any], stop: int) -> None:
+        """Write a compressed column's rows up to the last whole chunk before ``stop``."""
+        dataset = self._datasets[key]
+        if key in self._waiting:
+            values = np.concatenate([self._waiting[key], values])
+        count = stop // dataset.chunks[0] * dataset.chunks[0] - (stop - len(values))
+        if count > 0:
+            dataset[stop - len(values) : stop - len(values) + count] = values[:count]
+        self._waiting[key] = values[max(0, count) :].copy()  # who brought them may change them
 
     def overwrite(self, row: int, **columns: Any) -> None:
         """Replace columns of a row that was appended; names, shapes and types as in ``append``."""
         with self._one_sentence():
+            self._write_rest()
             for key, values in flat_columns(columns).items():
                 self._datasets[key][row] = values
+
+    def _write_rest(self) -> None:
+        for key, values in self._waiting.items():
+            self._datasets[key][self.rows - len(values) : self.rows] = values
+        self._waiting.clear()
 
     def __exit__(
         self,
@@ -222,6 +242,7 @@ class BufferWriter:
     def _finish(self) -> None:
         if self.rows == 0:
             raise ValueError("expected rows to write, got none; append some")
+        self._write_rest()
         if self.rows < self.size:
             self._shorten()
         if self._shared:
@@ -311,78 +332,3 @@ def _compression_options(compression: Compression) -> dict[str, Any]:
             ) from error
         return dict(hdf5plugin.Zstd(clevel=1))
     raise InputError(f"expected the compression none, gzip or zstd, got {compression!r}")
-
-
-def save_buffer(
-    buffer: ReplayBuffer, path: str | Path, provenance: Mapping[str, Any] | None = None
-) -> None:
-    """Write the transitions of a buffer in memory, oldest first, as ``BufferWriter`` does.
-
-    Episodes that the buffer cut off (still running when it was saved) become truncated. Of
-    ``info``, arrays of numbers are kept; the provenance names what else was there.
-
-    :param buffer: one that stacks uint8 frames (``stack_num`` > 1) is written with one frame a
-        row; any other with ``obs_next``.
-    :raises InputError: if the buffer is empty or its observations are no plain array.
-    """
-    if len(buffer) == 0:
-        raise InputError("expected a buffer with transitions to save, got an empty one")
-    if not isinstance(buffer.obs, np.ndarray):
-        raise InputError(
-            f"expected observations that are one array per step, got a {type(buffer.obs).__name__};"
-            " flatten them first"
-        )
-    stacked = buffer.stack_num > 1
-    rows = _all_rows(buffer)
-    terminated = np.asarray(buffer.terminated[rows], dtype=bool)
-    truncated = np.asarray(buffer.truncated[rows], dtype=bool)
-    truncated[np.isin(rows, buffer.unfinished_index())] = True
-    source_next, rows_next = buffer.obs, rows
-    if buffer._save_obs_next:
-        source_next = buffer.obs_next
-    elif not stacked:
-        rows_next = neighbours(buffer)[1][rows]
-        lost = (rows_next == rows) & ~terminated  # what came next was not stored
-        truncated[np.isin(rows_next, rows[lost])] = True
-        rows, rows_next = rows[~lost], rows_next[~lost]
-        terminated, truncated = terminated[~lost], truncated[~lost]
-        if len(rows) == 0:
-            raise InputError(
-                "expected transitions with a known successor to save, got only truncated rows "
-                "without obs_next; store obs_next"
-            )
-    info, left_out = numbers_in(getattr(buffer, "info", None), buffer.maxsize)
-    about = {"info_left_out": left_out} if left_out else {}
-    writer = BufferWriter(
-        path,
-        len(rows),
-        stack_num=buffer.stack_num,
-        save_obs_next=not stacked,
-        provenance={**about, **(provenance or {})},
-    )
-    with writer:
-        for start in range(0, len(rows), 4096):
-            here = slice(start, start + 4096)
-            columns = {
-                "obs": buffer.obs[rows[here]],
-                "act": buffer.act[rows[here]],
-                "rew": buffer.rew[rows[here]],
-                "terminated": terminated[here],
-                "truncated": truncated[here],
-            }
-            if not stacked:
-                columns["obs_next"] = source_next[rows_next[here]]
-            if info:
-                columns["info"] = Batch(info)[rows[here]]
-            writer.append(**columns)
-
-
-def _all_rows(buffer: ReplayBuffer) -> np.ndarray[Any, Any]:
-    """Return all filled rows, oldest first within each sub-buffer."""
-    parts, start = [], 0
-    for sub in getattr(buffer, "buffers", [buffer]):
-        order = np.arange(len(sub))
-        full = len(sub) == sub.maxsize
-        parts.append(start + (np.roll(order, -sub._insertion_idx) if full else order))
-        start += sub.maxsize
-    return np.concatenate(parts)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +146,43 @@ def die(item: int) -> int:
 def test_a_killed_process_is_one_sentence():
     with pytest.raises(OSError, match="expected 2 processes .* one was killed"):
         list(ordered_map(die, [1], 2))
+
+
+WORK = """
+import sys, time
+from tianshou_ext.data.convert.common import ordered_map
+if __name__ == "__main__":
+    print("started", flush=True)
+    list(ordered_map(time.sleep, [0.2] * 500, 2))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_no_process_outlives_a_killed_conversion(tmp_path: Path):
+    (tmp_path / "work.py").write_text(WORK)
+    mark = f"TIANSHOU_EXT_TEST={tmp_path}".encode()
+    env = {**os.environ, "TIANSHOU_EXT_TEST": str(tmp_path)}
+
+    def alive() -> int:
+        count = 0
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                count += mark in environ.read_bytes()
+        return count
+
+    def wait_for(least: int, most: int) -> None:
+        end = time.monotonic() + 60
+        while not least <= alive() <= most:
+            assert time.monotonic() < end, f"{alive()} processes"
+            time.sleep(0.1)
+
+    main = subprocess.Popen([sys.executable, tmp_path / "work.py"], env=env)
+    try:
+        wait_for(4, 99)  # the command, the server of its workers, and those
+    finally:
+        main.kill()
+        main.wait()
+    wait_for(0, 0)
 
 
 def test_nothing_sound_is_an_error_even_when_faults_are_skipped(tmp_path: Path):

@@ -414,6 +414,36 @@ def test_a_damaged_log_stops_or_is_left_out(how: str, tmp_path: Path):
     assert_is_part(tmp_path / "b", logger)
 
 
+def test_a_checkpoint_without_its_frames_is_a_fault(tmp_path: Path):
+    logger = Logger(tmp_path / "logs", 50)
+    play(logger, 130)
+    logger.save_last()
+    (tmp_path / "logs" / f"$store$_observation_ckpt.{logger.logs - 1}.gz").unlink()
+    with pytest.raises(InputError, match=r"observation_ckpt.2.gz.*No such file"):
+        convert(tmp_path / "logs", tmp_path / "b", progress=False)
+
+
+def test_a_log_of_nothing_that_follows_none_is_no_traceback(tmp_path: Path):
+    logger = Logger(tmp_path / "logs", 50)
+    play(logger, 130)
+    store = [column.copy() for column in logger.store]
+    store[3][-1] = 0  # the row before slot 0 ends no episode
+    logger.store = store
+    logger.save(0)
+    with pytest.raises(InputError, match="expected"):
+        convert(tmp_path / "logs", tmp_path / "b", checkpoints="2:", progress=False)
+
+
+def test_rewards_that_are_not_clipped_are_reported(tmp_path: Path):
+    for reward, note in ((1, "rewards were clipped"), (5, "WARNING: rewards of up to 5")):
+        logger = Logger(tmp_path / f"logs{reward}", 50)
+        play(logger, 20)
+        logger.add(np.ones((SIDE, SIDE), np.uint8), 0, reward, 1)
+        logger.save_last()
+        report = convert(tmp_path / f"logs{reward}", tmp_path / "b", progress=False)
+        assert any(line.startswith(note) for line in report.notes)
+
+
 def test_a_source_that_is_none(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     for src, match in ((tmp_path, "none"), (tmp_path / "x", "none"), (tmp_path / "file", "file")):

@@ -6,6 +6,7 @@ import gzip
 import http.server
 import importlib.util
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -168,7 +169,8 @@ def test_compiled_code_takes_no_record_that_is_refused_otherwise():
             at = [k for k in range(len(record)) if record[k : k + 4] in (b"a_t\x12", b"r_t\x12")]
             damaged = bytearray(record)
             if at and case > 3:
-                damaged[at[case % len(at)] + int(rng.integers(12))] ^= 1 << int(rng.integers(8))
+                place = at[case % len(at)] + int(rng.integers(12))
+                damaged[min(place, len(record) - 1)] ^= 1 << int(rng.integers(8))
             record = bytes(damaged)
         data = b"before" + record + b"after"
         found = transitions(data, np.array([[6, 6 + len(record)]]), 18)
@@ -191,6 +193,18 @@ def test_compiled_code_takes_no_record_that_is_refused_otherwise():
             unfilter(np.concatenate(pixels).tobytes(), out)
             assert np.array_equal(frames[0], out)
     assert CASES / 100 < taken < CASES
+
+
+def test_a_shard_joined_from_several_is_reported_once(tmp_path: Path):
+    folder = tmp_path / "Pong"
+    one = write_shard(folder / NAME, made(3)[0])
+    (folder / NAME).write_bytes(one + one)
+    shutil.copy(folder / NAME, folder / NAME.replace("00000", "00001"))
+    report = quiet(folder, f"{tmp_path}/out/")
+    assert report.rows == 12
+    joined = [note for note in report.notes if "several gzip members" in note]
+    assert len(joined) == 2 and joined[0].startswith(f"WARNING: {NAME}")
+    assert len(report.notes) == len(set(report.notes))
 
 
 @pytest.mark.parametrize("name", [b"o_t\0", b"o_t_", b"a_t__", b"o_tp1x"])

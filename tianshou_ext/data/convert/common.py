@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -226,6 +228,19 @@ def fingerprint(paths: Sequence[Path]) -> dict[str, Any]:
     return {"files": len(paths), "bytes": size, "sha256": digest.hexdigest()}
 
 
+def _begin_work() -> None:
+    """Set a process up: Ctrl-C is the parent's to handle, and none outlives a killed parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def ordered_map(
     function: Callable[[TItem], TResult], items: Iterable[TItem], jobs: int
 ) -> Iterator[TResult]:
@@ -242,9 +257,7 @@ def ordered_map(
     # forks the workers has none, and has done the slow imports once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    # Ctrl-C goes to all processes; the parent alone ends the work.
-    ignore = signal.SIGINT, signal.SIG_IGN
-    with ProcessPoolExecutor(jobs, context, signal.signal, ignore) as pool:
+    with ProcessPoolExecutor(jobs, context, _begin_work) as pool:
         waiting: list[Future[TResult]] = []
         try:
             for item in items:
@@ -294,12 +307,12 @@ def write_blocks(
     :raises OSError: if the disk has no room.
     """
     start = time.monotonic()
-    report = Report(source, Path(dst))
+    report = Report(source, Path(dst).expanduser())
     check_target(report.dst, inputs)
     if size == 0:
         raise InputError(f"expected transitions to convert to {dst}, got none")
     writer = BufferWriter(
-        dst,
+        report.dst,
         size,
         stack_num=stack_num,
         save_obs_next=save_obs_next,

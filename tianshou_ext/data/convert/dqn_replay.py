@@ -25,7 +25,9 @@ from tianshou_ext.errors import InputError
 
 __all__ = ["convert"]
 
-FRAMES = re.compile(r"\$store\$_observation_ckpt\.(\d{1,9})\.gz")
+FILE = re.compile(
+    r"(?:\$store\$_(?:observation|action|reward|terminal)|add_count)_ckpt\.(\d{1,9})\.gz"
+)
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
@@ -103,8 +105,9 @@ def _find(src: Path) -> Path:
 
 
 def _checkpoints(folder: Path) -> list[int]:
-    names = (FRAMES.fullmatch(path.name) for path in folder.iterdir())
-    return sorted(int(match[1]) for match in names if match)
+    """Return the checkpoints of which some file is there."""
+    names = (FILE.fullmatch(path.name) for path in folder.iterdir())
+    return sorted({int(match[1]) for match in names if match})
 
 
 def _numbers(folder: Path, checkpoints: str | None) -> list[int]:

@@ -32,7 +32,7 @@ def plan(
     parts: list[Part] = []
     faults: list[Fault] = []
     before: tuple[Log, dict[str, Array]] | None = None
-    padding, begins, count, dropped = 0, True, 0, 0
+    padding, begins, count, dropped, largest = 0, True, 0, 0, 0.0
     for number in numbers:
         try:
             log = open_log(folder, number)
@@ -48,11 +48,6 @@ def plan(
                 padding, begins = _padding_at_start(log, columns), True
                 if parts:
                     parts[-1] = replace(parts[-1], cut=True)
-                if number > 0:
-                    notes.append(
-                        f"checkpoint {number} goes on with none that is there: its first episode "
-                        "lacks its beginning"
-                    )
             lead = follows and before is not None and before[0].cursor == log.capacity - 1
             none = np.zeros(0, np.int64)
             first_id = count if begins else count - 1
@@ -66,8 +61,14 @@ def plan(
             faults.append(Fault(str(error.path), "", str(error)))
             before = None
             continue
+        if not follows and number > 0:
+            notes.append(
+                f"checkpoint {number} goes on with none that is there: its first episode lacks its "
+                "beginning"
+            )
         before, padding = (log, columns), part.next_padding(terminated)
         dropped += int(is_padding.sum())
+        largest = max(largest, np.abs(columns["rew"][part.slots()]).max(initial=0))
         played = terminated[~is_padding]
         if len(played) == 0:
             continue
@@ -78,7 +79,9 @@ def plan(
         parts[-1] = replace(parts[-1], cut=True)
     notes += [
         f"{dropped} rows of padding before the episodes left out",
-        "rewards were clipped to [-1, 1] by the logger",
+        "rewards were clipped to [-1, 1] by the logger"
+        if largest <= 1
+        else f"WARNING: rewards of up to {largest:g}, where the logger clips to [-1, 1]",
         "the time limit of 27,000 steps is stored as a terminal, so it is terminated",
     ]
     return parts, faults
@@ -109,7 +112,7 @@ def _padding_at_start(log: Log, columns: dict[str, Array]) -> int:
     # Rest of the padding that the log before began. A black frame that was played, within the
     # first two rows of an episode that is cut anyway, costs no more than itself.
     frames = log.frames().read(min(PADDING - 1, log.cursor))
-    blank = ~frames.reshape(len(frames), -1).any(1)
+    blank = ~frames.any((1, 2))
     for values in columns.values():
         blank &= values[: len(blank)] == 0
     return int(np.cumprod(blank).sum())

@@ -19,6 +19,10 @@ __all__ = ["GZIP", "OUTPUT_BYTES", "GzipError", "GzipReader", "fast_zlib", "infl
 GZIP = b"\x1f\x8b"
 INPUT_BYTES = 1 << 16  # read from the file at once
 OUTPUT_BYTES = 1 << 20  # inflated at once
+SEVERAL = (
+    "several gzip members, where the writers of such files make one; were files joined, or one "
+    "twice?"
+)
 
 
 class GzipError(Exception):
@@ -61,27 +65,29 @@ def _chunks(path: Path) -> Iterator[bytes]:
         yield from inflated(file)
 
 
-def inflated(file: BinaryIO) -> Iterator[bytes]:
+def inflated(file: BinaryIO, seen: set[str] | None = None) -> Iterator[bytes]:
     """Yield what a gzip file holds, up to the last byte before a damage.
 
+    :param seen: filled with what is unusual about it.
     :raises GzipError: at the damage.
     """
     done = 0
+    seen = set() if seen is None else seen
     if fast_zlib is not zlib:
         try:
-            for chunk in _inflated_by(fast_zlib, file):
+            for chunk in _inflated_by(fast_zlib, file, seen):
                 done += len(chunk)
                 yield chunk
             return
         except GzipError:  # it gives less than there is; only zlib's state can be copied
             file.seek(0)
-    for chunk in _inflated_by(zlib, file):
+    for chunk in _inflated_by(zlib, file, seen):
         if len(chunk) > done:
             yield chunk[done:]
         done = max(0, done - len(chunk))
 
 
-def _inflated_by(library: Any, file: BinaryIO) -> Iterator[bytes]:
+def _inflated_by(library: Any, file: BinaryIO, seen: set[str]) -> Iterator[bytes]:
     rest = b""
     while True:
         member = library.decompressobj(wbits=31)
@@ -108,6 +114,7 @@ def _inflated_by(library: Any, file: BinaryIO) -> Iterator[bytes]:
         rest += file.read(2) if len(rest) < 2 else b""
         if not rest.startswith(GZIP):
             raise GzipError("something else after the end of the gzip stream")
+        seen.add(SEVERAL)
 
 
 def _bytewise(member: Any, data: bytes) -> Iterator[bytes]:

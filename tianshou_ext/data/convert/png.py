@@ -40,7 +40,7 @@ class PngError(InputError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"expected a sound grey PNG, got {self.reason}; fetch the file again"
+        return f"expected a sound grey PNG, got {self.reason}; replace the file"
 
 
 def decode_grey(data: bytes, out: np.ndarray[Any, Any]) -> None:

@@ -138,7 +138,7 @@ def convert_records(
     :param faults: those already known.
     """
     settings = Settings(**options)
-    rows, faults = _count(files, reader, settings, faults)
+    rows, faults, unusual = _count(files, reader, settings, faults)
     counts = np.concatenate(rows)
     kept = np.zeros(len(counts), dtype=bool)
     sound = np.flatnonzero(counts > 0)
@@ -157,25 +157,25 @@ def convert_records(
         settings=settings,
         stack_num=stack_num,
         save_obs_next=stack_num == 1,
-        notes=notes,
+        notes=[*notes, *unusual],
         provenance=provenance,
     )
 
 
 def _count(
     files: Mapping[Path, int | None], reader: Reader, settings: Settings, known: Sequence[Fault]
-) -> tuple[list[Array], list[Fault]]:
-    """Return the rows of every record of every file, 0 for a faulty one, and the faults.
+) -> tuple[list[Array], list[Fault], list[str]]:
+    """Return the rows of every record of every file, 0 for a faulty one; the faults; and notes.
 
     Stops at the first fault if that is to be refused.
     """
     rows: list[Array] = []
-    faults = [*known]
+    faults, notes = [*known], list[str]()
     stop = settings.on_error == "stop"
     for path in tqdm(files, desc="counting rows", unit=" files", disable=not settings.progress):
-        expected, counts = files[path], list[int]()
+        expected, counts, seen = files[path], list[int](), set[str]()
         try:
-            for number, record in enumerate(read_records(path) if expected != 0 else ()):
+            for number, record in enumerate(read_records(path, seen=seen) if expected != 0 else ()):
                 if faults and stop:
                     break
                 counts.append(0)
@@ -189,7 +189,8 @@ def _count(
         except InputError as error:  # what follows in this file cannot be found
             faults.append(Fault(str(path), f"record {len(counts)}", _reason(error)))
         rows.append(np.array(counts, dtype=np.int32))
-    return rows, faults
+        notes += [f"WARNING: {path.name} has {what}" for what in seen]
+    return rows, faults, notes
 
 
 def _reason(error: InputError) -> str:

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -118,7 +118,7 @@ def _convert_each(paths: list[Path], folder: Path, reader: Reader, settings: Set
     ):
         for name in ("rows", "episodes", "terminated", "truncated"):
             setattr(total, name, getattr(total, name) + getattr(report, name))
-        total.notes += report.notes
+        total.notes += [note for note in report.notes if note not in total.notes]
         total.faults += report.faults
     if total.rows == 0 and pending == paths:
         where, fault = paths[0].parent, total.faults[0]
@@ -149,8 +149,8 @@ def _convert(paths: list[Path], dst: Path, reader: Reader, settings: Settings) -
         fault = shard.damage or shard.first_fault
         if fault and (settings.on_error == "stop" or len(paths) == 1 > shard.records):
             raise InputError(
-                f"expected sound records, got a fault in {fault}; fetch the file again, or pass "
-                "--on-error skip to keep the others"
+                f"expected sound records, got a fault in {fault}; remove and fetch that file "
+                "again, or pass --on-error skip to keep the others"
             )
         shards.append(shard)
     kept = [_kept(shard, settings) for shard in shards]
@@ -197,6 +197,8 @@ def _kept(shard: "Shard", settings: Settings) -> np.ndarray[Any, Any]:
 def _notes(shards: "list[Shard]", settings: Settings) -> Iterator[str]:
     yield "the records are shuffled: rows that are not terminated are marked truncated"
     for shard in shards:
+        for what in sorted(shard.seen):
+            yield f"WARNING: {shard.path.name} has {what}"
         if shard.records and not shard.terminals:
             yield (
                 f"WARNING: none of the {shard.records} records of {shard.path.name} has d_t = 0, "
@@ -228,6 +230,8 @@ class Shard:
     high: float = 0.0
     shared: bool = True
     """The last three frames of ``o_t`` are the first three of ``o_tp1``, in all records."""
+    seen: set[str] = field(default_factory=set)
+    """What is unusual about the file."""
     first_fault: Fault | None = None
     """In a record."""
     damage: Fault | None = None
@@ -240,7 +244,7 @@ def _survey(path: Path, reader: Reader, progress: bool) -> Shard:
     parse, _ = _functions(reader)
     bar = tqdm(desc=f"checking {path.name}", unit=" records", unit_scale=True, disable=not progress)
     try:
-        for data, bounds in _read(path, reader):
+        for data, bounds in _read(path, reader, seen=shard.seen):
             found = _plain(data, bounds, reader, path)
             if found is None:
                 for start, stop in bounds.tolist():
@@ -391,11 +395,11 @@ def _feature(example: dict[str, Any], name: str, kind: str, length: int) -> Any:
 
 
 def _read(
-    path: Path, reader: Reader, check_crc: bool = True
+    path: Path, reader: Reader, *, check_crc: bool = True, seen: set[str] | None = None
 ) -> Iterator[tuple[bytes, np.ndarray[Any, Any]]]:
     """Yield bytes, and where in them records start and stop, (K, 2)."""
     if reader == "own":
-        return read_batches(path, check_crc=check_crc, max_bytes=MAX_BYTES)
+        return read_batches(path, check_crc=check_crc, max_bytes=MAX_BYTES, seen=seen)
     return rlu_atari_tensorflow.read(path)
 
 

@@ -50,20 +50,28 @@ class RecordError(InputError):
     def __str__(self) -> str:
         place = f" in {self.file}" if self.file else ""
         number = "" if self.record is None else f" (record {self.record})"
-        return f"expected sound TFRecords{place}, got {self.reason}{number}; fetch it again"
+        return f"expected sound TFRecords{place}, got {self.reason}{number}; replace the file"
 
 
 def read_records(
-    path: str | Path, *, check_crc: bool = True, max_bytes: int = 1 << 30
+    path: str | Path,
+    *,
+    check_crc: bool = True,
+    max_bytes: int = 1 << 30,
+    seen: set[str] | None = None,
 ) -> Iterator[bytes]:
     """Yield the records of a TFRecord file, one by one; see ``read_batches``."""
-    for data, bounds in read_batches(path, check_crc=check_crc, max_bytes=max_bytes):
+    for data, bounds in read_batches(path, check_crc=check_crc, max_bytes=max_bytes, seen=seen):
         for start, stop in bounds.tolist():
             yield data[start:stop]
 
 
 def read_batches(
-    path: str | Path, *, check_crc: bool = True, max_bytes: int = 1 << 30
+    path: str | Path,
+    *,
+    check_crc: bool = True,
+    max_bytes: int = 1 << 30,
+    seen: set[str] | None = None,
 ) -> Iterator[tuple[bytes, np.ndarray[Any, Any]]]:
     """Yield the records of a TFRecord file, plain or gzip (of one or several members).
 
@@ -71,6 +79,7 @@ def read_batches(
 
     :param check_crc: check the records' CRCs too; those of their lengths are always checked.
     :param max_bytes: of one record; more is refused.
+    :param seen: filled with what is unusual about the file.
     :return: bytes, and where in them records start and stop, (K, 2) int64.
     :raises InputError: if there is no such file.
     :raises RecordError: if the file holds no records, is foreign, truncated or damaged.
@@ -85,7 +94,7 @@ def read_batches(
         is_gzip = file.read(2) == GZIP
         file.seek(0)
         if is_gzip:
-            chunks = inflated(file)
+            chunks = inflated(file, seen)
         else:
             chunks = iter(lambda: file.read(OUTPUT_BYTES), b"")
             max_bytes = min(max_bytes, path.stat().st_size)
