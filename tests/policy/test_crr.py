@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,20 @@ def test_next_actions_are_the_target_policys():
     assert torch.equal(policy.critic_targets(batch), before)
     policy.copy_targets()
     assert policy.critic_targets(batch).tolist() == pytest.approx([1.0, -3.0])
+
+
+def test_sarsa_targets_are_of_the_datas_next_action():
+    """SARSA's y by hand; the target policy, which would choose otherwise, is not asked."""
+    policy = make(use_sarsa_target=True)
+    batch = replace(transitions(*BATCH), act_next=torch.tensor([[0.25, 0.5], [0.0, 0.0]]))
+    q = ROWS[1] + SLOPE * 0.75
+    assert policy.critic_targets(batch).tolist() == pytest.approx([1.0 + 0.5 * q, -3.0])
+
+
+def test_sarsa_targets_ask_the_data_for_the_next_action(make_policy, continuous_buffer):
+    for use in (False, True):
+        policy = make_policy("crr", actions="continuous", use_sarsa_target=use)
+        assert (policy.sample(continuous_buffer, 8).act_next is not None) == use
 
 
 def test_targets_are_copies_of_both_networks_every_so_many_steps():

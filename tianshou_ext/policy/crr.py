@@ -6,7 +6,8 @@ google-deepmind/acme, folder ``agents/jax/crr``; defaults from takuseno/d3rlpy.
     A(s, a)  = Q(s, a) - V(s),  V(s) = mean | max of Q(s, a_j),  a_j ~ pi(s), j = 1..m; no gradient
     f        = min(exp(A / beta), bound)  |  1[A > 0]  |  1
     L_actor  = -mean(f log pi(a|s))
-    y        = r + gamma (1 - terminated) Qt(s', a'),  a' ~ pi_t(s'), the target policy
+    y        = r + gamma (1 - terminated) Qt(s', a'),  a' ~ pi_t(s'), the target policy;
+               or a' of the data, ``use_sarsa_target``
     L_critic = sum_i mean((Q_i(s, a) - y)^2) / 2
 
 Where there are several critics, Q is the least of them. Both losses are of the weights before the
@@ -20,9 +21,9 @@ in Acme, is the default.
 
 Differences from the paper: a plain critic, as in Acme, where the paper's is distributional; one
 normal distribution on small networks, where the paper has a mixture of five on residual ones. From
-Acme: not a tanh-normal distribution; time differences with the policy's action, where Acme's
-example uses the data's next one. From d3rlpy: the actor's loss is of the critic before the step,
-not after; sampled actions are clipped in the advantage too.
+Acme: not a tanh-normal distribution; its example takes the data's next action in targets, which
+here is ``use_sarsa_target``. From d3rlpy: the actor's loss is of the critic before the step, not
+after; sampled actions are clipped in the advantage too.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class CRRConfig(PolicyConfig):
     """Actions sampled for V, and to act by the critic, at least 1; m in the paper."""
     target_update_freq: int = 100
     """Gradient steps between copies to the target networks, at least 1."""
+    use_sarsa_target: bool = False
+    """Take the data's next action in targets: the behaviour's values, one step of improvement."""
     num_critics: int = 1
     """Critics whose minimum is taken, at least 1."""
     critic_weighted_acting: bool = False
@@ -107,6 +110,7 @@ class CRRPolicy(ActorCriticPolicy):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.actor_target = self.add_target(self.actor)
+        self.needs_next_act = self.config.use_sarsa_target
 
     @classmethod
     def make_networks(
@@ -152,8 +156,11 @@ class CRRPolicy(ActorCriticPolicy):
     @torch.no_grad()
     def critic_targets(self, batch: Transitions) -> Tensor:
         """Return y, (B,)."""
-        (mean, std), _ = self.actor_target(batch.obs_next)
-        act = (mean + std * self.randn_like(mean)).clamp(-1.0, 1.0)
+        if batch.act_next is not None:
+            act = batch.act_next
+        else:
+            (mean, std), _ = self.actor_target(batch.obs_next)
+            act = (mean + std * self.randn_like(mean)).clamp(-1.0, 1.0)
         q: Tensor = self.critic_target(batch.obs_next, act).amin(0)  # (B,)
         return batch.rew + batch.discount * (1.0 - batch.terminated) * q
 

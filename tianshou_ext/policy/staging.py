@@ -32,7 +32,7 @@ class Staging(Learner):
     :param others: what ``Learner`` takes.
     """
 
-    needs_next_act: ClassVar[bool] = False
+    needs_next_act: bool = False
     """Whether batches must hold the data's action at the next observation."""
     needs_returns: ClassVar[bool] = False
     """Whether batches must hold returns to go."""
