@@ -23,12 +23,12 @@ __all__ = [
     "split_tables",
 ]
 
-LITERAL_BITS, DISTANCE_BITS, CODE_BITS = 10, 8, 7  # that are looked up at once
+LITERAL_BITS, DISTANCE_BITS, CODE_BITS = 9, 8, 7  # that are looked up at once
 # Of the three tables together; with the most entries that codes of up to 15 bits can ask for.
-TABLE_ENTRIES = 1334 + 402 + 128
+TABLE_ENTRIES = 852 + 402 + 128
 MAX_LENGTHS = 286 + 30 + 8
 ROOM = 16 + 17 + 2 * 288  # numbers, to sort codes in
-FEW = 64  # bytes of a stream, for which pairs of literals do not pay
+FEW = 1200  # bytes of a stream, for which pairs of literals do not pay
 REFUSED = -1
 REPEAT = 255
 EACH = 0x0101010101010101
@@ -204,7 +204,7 @@ def read_codes(data: Any, at: Any, tables: Any, stop: Any, room: Any) -> Any:
 @compiled
 def split_tables(tables: Any) -> Any:
     """Return the tables of literals and lengths, of distances, and of code lengths."""
-    return tables[:1334], tables[1334 : 1334 + 402], tables[1334 + 402 :]
+    return tables[:852], tables[852 : 852 + 402], tables[852 + 402 :]
 
 
 @compiled

@@ -118,10 +118,10 @@ def unfilter(rows: bytes, out: np.ndarray[Any, Any]) -> None:
     """Turn N images' filtered rows, as ``grey_rows`` returns them, into ``out`` (N, H, W)."""
     count, height, width = out.shape
     octets = np.frombuffer(rows, np.uint8).reshape(count, height * (1 + width))
-    plane = np.zeros((1 + height) * width, np.uint8)
+    image = np.empty(height * width, np.uint8)
     for k in range(count):
-        _unfilter(octets[k].copy(), plane, height, width)
-        out[k] = plane[width:].reshape(height, width)
+        _unfilter(octets[k].copy(), image, 0, height, width)
+        out[k] = image.reshape(height, width)
 
 
 def decode_plain(
@@ -152,7 +152,7 @@ def _decode_plain(
     octets: Any, places: Any, head: Any, tail: Any, out: Any, height: Any, width: Any
 ) -> Any:
     size, pixels = height * (1 + width), height * width
-    rows, plane = np.zeros(size + SLACK, np.uint8), np.zeros(width + pixels, np.uint8)
+    rows = np.zeros(size + SLACK, np.uint8)
     tables, room = np.empty(TABLE_ENTRIES, np.uint32), np.empty(ROOM, np.int64)
     for image in range(len(places)):
         start, stop = places[image, 0], places[image, 1]
@@ -172,10 +172,8 @@ def _decode_plain(
             return False
         if not inflate(octets, first, last, rows, size, tables, room):
             return False
-        if not _unfilter(rows, plane, height, width):
+        if not _unfilter(rows, out, image * pixels, height, width):
             return False
-        for k in range(np.uint64(pixels)):
-            out[np.uint64(image * pixels) + k] = plane[np.uint64(width) + k]
     return True
 
 
@@ -196,41 +194,51 @@ def _nearest(a: Any, b: Any, c: Any) -> Any:
 
 
 @compiled
-def _unfilter(rows: Any, plane: Any, height: Any, width: Any) -> Any:
+def _unfilter(rows: Any, out: Any, start: Any, height: Any, width: Any) -> Any:
     """Undo the filters of one image.
 
     Unsigned positions spare a check of each.
 
     :param rows: (H * (1 + W)), the filter before each row; may be changed.
-    :param plane: ((1 + H) * W), a row of zeros before the image.
+    :param out: the image goes here, from ``start`` on.
     :return: whether all filters are known.
     """
-    height, width, one = np.uint64(height), np.uint64(width), np.uint64(1)
+    start, height, width = np.uint64(start), np.uint64(height), np.uint64(width)
+    one, first = np.uint64(1), np.int64(rows[0])
+    if first == 3:  # above the first row are zeros
+        left = np.int64(0)
+        for x in range(width):
+            left = (rows[one + x] + (left >> 1)) & 255
+            out[start + x] = left
+    elif first == 2 or first == 4:
+        rows[0] = 0 if first == 2 else 1  # which is the same there
     two = False
     for y in range(height):
         if two:  # done with the row above
             two = False
             continue
-        at, above = y * (width + one), y * width
-        here = above + width
+        at, here = y * (width + one), start + y * width
+        above = here - width
         kind = rows[at]
         at += one
+        if y == 0 and kind == 3:
+            continue
         if kind == 0:
             for x in range(width):
-                plane[here + x] = rows[at + x]
+                out[here + x] = rows[at + x]
         elif kind == 1:  # left
             left = np.int64(0)
             for x in range(width):
                 left += rows[at + x]
-                plane[here + x] = left
+                out[here + x] = left
         elif kind == 2:  # above
             for x in range(width):
-                plane[here + x] = rows[at + x] + plane[above + x]
+                out[here + x] = rows[at + x] + out[above + x]
         elif kind == 3:  # mean of both
             left = np.int64(0)
             for x in range(width):
-                left = (rows[at + x] + ((left + np.int64(plane[above + x])) >> 1)) & 255
-                plane[here + x] = left
+                left = (rows[at + x] + ((left + np.int64(out[above + x])) >> 1)) & 255
+                out[here + x] = left
         elif kind == 4 and y + one < height and rows[at + width] == 4:
             # Each pixel waits for the one to its left; so the row below goes along, one behind.
             two = True
@@ -238,20 +246,20 @@ def _unfilter(rows: Any, plane: Any, height: Any, width: Any) -> Any:
             rows[rows_below] = 0
             a = c = under = under_corner = np.int64(0)
             for x in range(width):
-                b = np.int64(plane[above + x])
+                b = np.int64(out[above + x])
                 pixel = (rows[at + x] + _nearest(a, b, c)) & 255
                 under = (rows[rows_below + x] + _nearest(under, a, under_corner)) & 255
-                plane[here + x] = pixel
-                plane[below + x] = under
+                out[here + x] = pixel
+                out[below + x] = under
                 under_corner, a, c = a, pixel, b
-            plane[below] = a
-            plane[below + width] = rows[rows_below + width] + _nearest(under, a, under_corner)
+            out[below] = a
+            out[below + width] = rows[rows_below + width] + _nearest(under, a, under_corner)
         elif kind == 4:
             a = c = np.int64(0)
             for x in range(width):
-                b = np.int64(plane[above + x])
+                b = np.int64(out[above + x])
                 a = (rows[at + x] + _nearest(a, b, c)) & 255
-                plane[here + x] = a
+                out[here + x] = a
                 c = b
         else:
             return False
