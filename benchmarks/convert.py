@@ -3,8 +3,7 @@
 Every conversion runs in a process of its own; what counts is rows per second and CPU time a row,
 start to end (the first look, decoding, writing, waiting for the disk; not imports and compilation),
 and the peak of resident memory. What is compared takes turns, and the best of ``--rounds`` stands
-for each: where a hypervisor has taken memory back, the first touch of a page costs ten times what
-it does else, and that is chance. Where TensorFlow can be imported, ``rlu`` also times the way of
+for each. Where TensorFlow can be imported, ``rlu`` also times the way of
 Tianshou's published script: eager TensorFlow, record by record, then gzip level 4.
 
     python benchmarks/convert.py rlu --games MsPacman Asterix Breakout Pong --rows 8000
@@ -36,19 +35,31 @@ import tyro
 from tianshou_ext.cli import launch
 from tianshou_ext.data.convert.checksums import crc32c, masked
 
-WORKER = """
-import json, os, sys, time
+# A hypervisor may have taken memory back that no file has used for seconds; the first touch of it
+# then costs ten times what it does else. So a file is written and removed before the time counts.
+WARM = """
+import os
+def warm_memory(path, megabytes):
+    with open(path, "wb") as file:
+        for _ in range(megabytes):
+            file.write(bytes(1 << 20))
+        os.fsync(file.fileno())
+    os.remove(path)
+"""
+WORKER = f"""{WARM}
+import json, sys, time
 from tianshou_ext.cli import COMMANDS, _load
 name, warm, src, dst, options = sys.argv[1:]
 convert = _load(COMMANDS["convert"][name])
 convert(warm, dst + ".warm", progress=False)  # loads compiled code
 os.remove(dst + ".warm")
+warm_memory(dst + ".warm", 1200)
 cpu, start = time.process_time(), time.perf_counter()
 report = convert(src, dst, progress=False, **json.loads(options))
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
 with open("/proc/self/status") as file:  # ru_maxrss would count the parent's memory too
     peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1e3
-print(json.dumps({"rows": report.rows, "seconds": seconds, "cpu": cpu, "mb": peak}))
+print(json.dumps(dict(rows=report.rows, seconds=seconds, cpu=cpu, mb=peak)))
 """
 # The way of examples/offline/convert_rl_unplugged_atari.py: each record parsed and decoded by
 # eager calls, all rows kept in memory, then written with gzip level 4.
@@ -84,9 +95,10 @@ print(json.dumps({"rows": len(values), "seconds": seconds, "cpu": cpu, "mb": pea
 """
 
 # Reading the frames in blocks, and writing them to a file as our writer does: synced at the end.
-GUNZIP = """
-import gzip, json, os, sys, time
+GUNZIP = f"""{WARM}
+import gzip, json, sys, time
 src, dst, rows = sys.argv[1:]
+warm_memory(src + ".warm", 1200)
 cpu, start = time.process_time(), time.perf_counter()
 with gzip.open(src) as file, open(dst, "wb") as out:
     while block := file.read(1 << 23):
@@ -95,7 +107,7 @@ with gzip.open(src) as file, open(dst, "wb") as out:
         out.flush()
         os.fsync(out.fileno())
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-print(json.dumps({"rows": int(rows), "seconds": seconds, "cpu": cpu, "mb": 0}))
+print(json.dumps(dict(rows=int(rows), seconds=seconds, cpu=cpu, mb=0)))
 """
 
 
@@ -121,7 +133,9 @@ def run(worker: str, *args: object) -> dict[str, float]:
     """Run a worker in a new process and return what it measured."""
     command = [sys.executable, "-c", worker, *map(str, args)]
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet)
+    result = subprocess.run(command, capture_output=True, text=True, env=quiet)
+    if result.returncode:
+        raise RuntimeError(f"expected figures from a worker, got\n{result.stderr}")
     return dict(json.loads(result.stdout.splitlines()[-1]))
 
 

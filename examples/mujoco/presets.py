@@ -80,7 +80,13 @@ PRESETS: list[Preset] = [
         batch_size=256,
     ),
     *_every("bcq", "arXiv 1812.02900; official code", phi=0.05, lr=1e-3, batch_size=100),
-    *_every("crr", "d3rlpy 2.8.1, CRRConfig; the paper has no D4RL", beta=1.0, batch_size=100),
+    *_every(
+        "crr",
+        "d3rlpy 2.8.1, CRRConfig, with the targets of Acme's example; the paper has no D4RL",
+        beta=1.0,
+        use_sarsa_target=True,
+        batch_size=100,
+    ),
     *_every(
         "awac",
         f"arXiv 2006.09359; {_CORL}/awac",
