@@ -24,8 +24,8 @@ class Args(OfflineArgs):
     """Actions sampled for the advantage, and to act by the critic."""
     target_update_freq: int = 100
     """Gradient steps between copies to the target networks."""
-    use_sarsa_target: bool = False
-    """Take the data's next action in targets."""
+    use_sarsa_target: bool | None = None
+    """Take the data's next action in targets; the preset's if None, else no."""
     num_critics: int = 1
     """Critics whose minimum is taken."""
     critic_weighted_acting: bool = False
