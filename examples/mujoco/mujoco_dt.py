@@ -9,6 +9,7 @@ from mujoco_common import MAX_SMOKE_STEPS, OfflineArgs, data_name, train
 from tianshou_ext.analysis.rollouts import load_run_policy
 from tianshou_ext.cli import launch
 from tianshou_ext.envs.mujoco import make_mujoco_env, make_mujoco_venv, resolve_task
+from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.targets import report_targets
 from tianshou_ext.experiment import run_folder
 from tianshou_ext.policy.in_context import InContextPolicy
@@ -51,6 +52,12 @@ def main(args: Args) -> list[dict[str, float]]:
     if args.play is not None:
         play_all(args, Path(args.play))
         return []
+    limit = getattr(make_mujoco_env(args.task).spec, "max_episode_steps", None)
+    if limit is not None and args.context_len > limit:
+        raise InputError(
+            f"expected --context-len of at most the {limit} steps after which {args.task} ends an "
+            f"episode, got {args.context_len}; use a shorter context"
+        )
     rows = train(args, "decision_transformer", name="dt", config_defaults={"batch_size": 64})
     if not args.watch:
         run = f"dt/{data_name(args)}"

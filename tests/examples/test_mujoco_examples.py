@@ -186,6 +186,11 @@ def test_bad_input_gets_one_sentence(options, sentence, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_context_longer_than_the_tasks_episodes_is_refused(tmp_path):
+    with pytest.raises(InputError, match="at most the 1000 steps after which Hopper-v4"):
+        run("mujoco_dt", tmp_path, context_len=1001, max_ep_len=2000, dataset="absent")
+
+
 def test_any_task_with_bounded_actions(tmp_path, capsys):
     run("mujoco_bc", tmp_path, task="Pendulum-v1")
     assert "(score" not in capsys.readouterr().out
