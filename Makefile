@@ -16,6 +16,7 @@ VENV2 := .venv-tianshou2
 VENV3 := .venv-reference
 RUN_EXTRAS := atari,cli
 DEV_EXTRAS := atari,cellworld,cli,dev,minari,mujoco,report,zstd
+# Tianshou 1.2 with Python's zlib, 2.x with isal: gzip is read by both.
 MORE_EXTRAS := $(DEV_EXTRAS),fast
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

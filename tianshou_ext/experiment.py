@@ -12,6 +12,7 @@ import torch
 from gymnasium.spaces import Discrete
 from tianshou.data import VectorReplayBuffer
 
+from tianshou_ext.acting import at_least_one
 from tianshou_ext.analysis.curves import plot_curves, plot_finetuning
 from tianshou_ext.checkpoint import load_policy
 from tianshou_ext.data.mixing import Mixing
@@ -62,11 +63,8 @@ def check_counts(args: Any, *names: str) -> None:
 
     :raises InputError: if one is less.
     """
-    for name in names:
-        count = getattr(args, name, None)
-        if count is not None and count < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"expected {flag} of at least 1, got {count}; change it")
+    counts = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in names}
+    at_least_one({flag: count for flag, count in counts.items() if count is not None})
 
 
 def use_threads(threads: int | None) -> None:

@@ -444,6 +444,21 @@ def test_rewards_that_are_not_clipped_are_reported(tmp_path: Path):
         assert any(line.startswith(note) for line in report.notes)
 
 
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+@pytest.mark.parametrize("name", ["observation", "reward"])
+def test_a_file_joined_from_several_is_reported(name: str, on_error: Any, tmp_path: Path):
+    logger = Logger(tmp_path / "logs", 50)
+    play(logger, 80)
+    logger.save_last()
+    path = tmp_path / "logs" / f"$store$_{name}_ckpt.1.gz"
+    data = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(data[:150]) + gzip.compress(data[150:]))
+    report = convert(tmp_path / "logs", tmp_path / "b", progress=False, on_error=on_error)
+    assert_holds(tmp_path / "b", logger.rows, last_only(len(logger.rows)))
+    joined = [note for note in report.notes if "several gzip members" in note]
+    assert len(joined) == 1 and joined[0].startswith(f"WARNING: {path.name}")
+
+
 def test_a_source_that_is_none(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     for src, match in ((tmp_path, "none"), (tmp_path / "x", "none"), (tmp_path / "file", "file")):

@@ -69,7 +69,7 @@ def convert(
     known = folder.name == "replay_logs"
     run, game = folder.absolute().parent, folder.absolute().parent.parent
     return write_blocks(
-        _blocks(parts, faults, chosen, late_obs),
+        _blocks(parts, faults, chosen, late_obs, notes),
         dst,
         source="dqn-replay",
         inputs=[path for part in parts for path in part.log.files()],
@@ -130,9 +130,13 @@ def _numbers(folder: Path, checkpoints: str | None) -> list[int]:
 
 
 def _blocks(
-    parts: list[Part], faults: list[Fault], chosen: Array, late_obs: dict[int, Array]
+    parts: list[Part],
+    faults: list[Fault],
+    chosen: Array,
+    late_obs: dict[int, Array],
+    notes: list[str],
 ) -> Iterator[Block | Fault]:
-    """Yield the rows of the chosen episodes."""
+    """Yield the rows of the chosen episodes; what is unusual about the files goes to ``notes``."""
     yield from faults
     row = 0
     for part in parts:
@@ -160,6 +164,7 @@ def _blocks(
                 else:
                     yield _block(part, columns, places, frames)
                     row += len(places)
+            notes += sorted(part.log.unusual)
         except BadFileError as error:
             yield Fault(str(error.path), "", str(error))
             return  # only if faults stop, or the file has changed since

@@ -10,7 +10,7 @@ reward and whether the episode ended with it.
 from __future__ import annotations
 
 import tokenize
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class _Npy:
 
     def __init__(self, path: Path, kinds: str, dims: int) -> None:
         self.path = path
-        self._stream = GzipReader(path)
+        self._seen: set[str] = set()
+        self._stream = GzipReader(path, self._seen)
         try:
             version = npy.read_magic(self._stream)
             if version not in ((1, 0), (2, 0)):
@@ -88,13 +89,14 @@ class _Npy:
         except (OSError, GzipError) as error:
             raise BadFileError(self.path, f"truncated or damaged ({error})") from error
 
-    def close(self) -> None:
-        """Check that the file ends here and is sound."""
+    def close(self) -> set[str]:
+        """Check that the file ends here and is sound; return what is unusual about it."""
         try:
             if self._stream.read(1):
                 raise GzipError("more than its array")
         except (OSError, GzipError) as error:
             raise BadFileError(self.path, f"truncated or damaged ({error})") from error
+        return {f"WARNING: {self.path.name} has {what}" for what in self._seen}
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Log:
     shape: tuple[int, ...]
     """(C, H, W)."""
     add_count: int
+    unusual: set[str] = field(default_factory=set, compare=False)
+    """Notes on the files, which grow as they are read."""
 
     @property
     def capacity(self) -> int:
@@ -132,7 +136,9 @@ class Log:
         """Read actions, rewards and terminals, (C,) each."""
         columns = {}
         for key, (name, kinds) in COLUMNS.items():
-            columns[key] = _whole(self.path(name), kinds)
+            array = _Npy(self.path(name), kinds, 1)
+            columns[key] = array.read(array.shape[0])
+            self.unusual.update(array.close())
             if len(columns[key]) != self.capacity:
                 raise BadFileError(
                     self.path(name), f"{len(columns[key])} rows beside {self.capacity} frames"
@@ -148,14 +154,9 @@ def open_log(folder: Path, number: int) -> Log:
     frames = folder / f"$store$_observation_ckpt.{number}.gz"
     array = _Npy(frames, "u", 3)
     shape = array.shape
-    count = int(_whole(folder / f"add_count_ckpt.{number}.gz", "iu", 0).reshape(()))
+    added = _Npy(folder / f"add_count_ckpt.{number}.gz", "iu", 0)
+    count = int(added.read(1).reshape(()))
+    added.close()
     if count < 0 or 0 in shape or array.dtype != np.uint8:
         raise BadFileError(frames, f"{array.dtype} of the shape {shape}, {count} rows added")
     return Log(folder, number, shape, count)
-
-
-def _whole(path: Path, kinds: str, dims: int = 1) -> Array:
-    array = _Npy(path, kinds, dims)
-    values = array.read(array.shape[0] if dims else 1)
-    array.close()
-    return values

@@ -227,7 +227,7 @@ def frames_of(part: Part, is_padding: Array, wanted: Array) -> Iterator[tuple[Ar
         if len(here) < min(step, log.capacity - slot):  # the rest is of the cycle before
             rows = block[len(here) : min(step, log.capacity - slot)]
             frames.read_into(rows)
-    frames.close()
+    log.unusual.update(frames.close())
     if lead and wanted[0]:
         yield np.zeros(1, np.int64), rows[-1:]
     elif lead:

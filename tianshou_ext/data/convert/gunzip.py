@@ -32,12 +32,13 @@ class GzipError(Exception):
 class GzipReader:
     """What a gzip file of one or several members holds, as a stream.
 
+    :param seen: filled with what is unusual about it.
     :raises GzipError: in every method, at a damage.
     :raises OSError: there, if the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._chunks = _chunks(path)
+    def __init__(self, path: Path, seen: set[str] | None = None) -> None:
+        self._chunks = _chunks(path, seen)
         self._rest = memoryview(b"")
 
     def read(self, size: int) -> bytes:
@@ -60,9 +61,9 @@ class GzipReader:
         return filled
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path, seen: set[str] | None) -> Iterator[bytes]:
     with path.open("rb") as file:
-        yield from inflated(file)
+        yield from inflated(file, seen)
 
 
 def inflated(file: BinaryIO, seen: set[str] | None = None) -> Iterator[bytes]:
