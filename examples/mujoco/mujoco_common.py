@@ -94,7 +94,7 @@ class OfflineArgs:
     preset: bool = True
     """Use the settings that presets.py has for the method on this data set."""
     compile: bool = False
-    """Let gradient steps go through torch.compile; on a CPU that has not made them faster."""
+    """Let torch.compile make one graph of a gradient step: faster, after a minute of compiling."""
     precision: Precision = "fp32"
     """bf16: hidden layers in bfloat16, faster and less exact, where the processor has it."""
     on_divergence: OnDivergence = "stop"

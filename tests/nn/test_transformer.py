@@ -11,6 +11,7 @@ import torch
 from tianshou_ext.errors import InputError
 from tianshou_ext.nn.contexts import Context, ContextReader, as_contexts, as_state
 from tianshou_ext.nn.transformer import DecisionTransformer
+from tianshou_ext.policy.compiled import draw_numbers
 
 K, OBS, ACT, CHOICES, EPISODE = 6, 3, 2, 4, 40
 KINDS = [*itertools.product(("gym", "atari"), (False, True))]
@@ -85,19 +86,27 @@ def test_steps_beyond_the_last_embedding_share_it():
     assert torch.equal(far[0], far[1]) and torch.equal(far[0], far[2])
 
 
+CPU = torch.device("cpu")
+
+
 @every_kind
 def test_dropout_changes_answers_and_keeps_their_mean(variant, discrete):
     model, inputs = make(variant, discrete), windows(discrete)
     assert torch.equal(model(*inputs), model(*inputs))
     generator = torch.Generator().manual_seed(1)
-    masks = [model.draw_masks(2, K, 0.1, generator) for _ in range(2)]
+
+    def draw_masks(batch):
+        bits = draw_numbers("bits", (model.num_mask_bits(batch, K),), generator, CPU)
+        return model.dropout_masks(batch, K, 0.1, bits)
+
+    masks = [draw_masks(2) for _ in range(2)]
     shapes = model.mask_shapes(2, K)
     assert [tuple(mask.shape) for mask in masks[0]] == shapes and len(shapes) == 1 + 3 * 3
     first, second = (model(*inputs, drawn) for drawn in masks)
     assert not torch.equal(first, second)
     ones = [torch.ones(shape) for shape in shapes]
     assert torch.allclose(model(*inputs, ones), model(*inputs), atol=1e-6)
-    many = torch.cat([mask.flatten() for mask in model.draw_masks(200, K, 0.1, generator)])
+    many = torch.cat([mask.flatten() for mask in draw_masks(200)])
     assert many.mean() == pytest.approx(1.0, abs=0.01)
     assert many.view(-1, 4).mean(0).tolist() == pytest.approx([1.0] * 4, abs=0.01)
     assert sorted(many.unique().tolist()) == pytest.approx([0.0, 1 / 0.9])

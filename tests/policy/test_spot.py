@@ -245,7 +245,7 @@ def test_a_huge_lambda_stays_with_the_data_and_none_leaves_them():
 def test_lambda_cools_down_to_a_fifth_over_a_million_steps_online(steps, share):
     policy = make(lam=0.25)
     policy.online_steps = steps
-    assert policy.density_weight().item() == pytest.approx(0.25 * share)
+    assert policy.cooled_weight() == pytest.approx(0.25 * share)
 
 
 def test_gradient_steps_use_the_cooled_lambda():

@@ -223,7 +223,7 @@ class DecisionTransformer(nn.Module):
         :param obs: (B, K, ...) normalised observations.
         :param act: (B, K) int64 or (B, K, A); the last one is not looked at.
         :param time: (B, K) int64 steps in the episode.
-        :param masks: dropout factors of ``draw_masks``; no dropout if None.
+        :param masks: those of ``dropout_masks``; no dropout if None.
         """
         x = self.embed(rtg, obs, act, time)
         if masks is not None:
@@ -240,21 +240,21 @@ class DecisionTransformer(nn.Module):
         out: Tensor = self.head(self.last_norm(x))
         return out
 
-    def draw_masks(
-        self, batch: int, steps: int, dropout: float, generator: torch.Generator
-    ) -> list[Tensor]:
-        """Draw the dropout factors of a forward pass, 0 or 1 / (1 - dropout).
+    def num_mask_bits(self, batch: int, steps: int) -> int:
+        """Return how many numbers of 64 random bits ``dropout_masks`` takes."""
+        return math.ceil(sum(map(math.prod, self.mask_shapes(batch, steps))) / 4)
 
-        :param generator: on the network's device.
+    def dropout_masks(self, batch: int, steps: int, dropout: float, bits: Tensor) -> list[Tensor]:
+        """Return the dropout factors of a forward pass, 0 or 1 / (1 - dropout).
+
+        :param bits: (n,) int64, all of them random.
         """
         shapes = self.mask_shapes(batch, steps)
         sizes = [math.prod(shape) for shape in shapes]
         # Four numbers of 16 bits out of each that is drawn: a fifth of the time of bernoulli_.
-        count = math.ceil(sum(sizes) / 4)
-        drawn = torch.empty(count, dtype=torch.int64, device=generator.device)
-        numbers = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)
-        kept = (numbers >= round(dropout * 2**16) - 2**15).float().div_(1.0 - dropout)
-        parts = torch.split(kept[: sum(sizes)], sizes)
+        numbers = bits.view(torch.int16)[: sum(sizes)]
+        kept = (numbers >= round(dropout * 2**16) - 2**15).float() / (1.0 - dropout)
+        parts = torch.split(kept, sizes)
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def mask_shapes(self, batch: int, steps: int) -> list[tuple[int, ...]]:

@@ -8,8 +8,6 @@ and exploration noise behave as Tianshou's trainers and collectors expect, on bo
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,15 +25,13 @@ from tianshou_ext.data.normalize import ObsNormalizer
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy.checks import check_spaces
+from tianshou_ext.policy.compiled import CompiledStep
 from tianshou_ext.policy.config import PolicyConfig, make_config
 from tianshou_ext.policy.o3f import check_optimism, optimistic_action
 from tianshou_ext.policy.registry import method_actions
 from tianshou_ext.policy.staging import Staging
 from tianshou_ext.processor import Precision, arithmetic, check_precision
 from tianshou_ext.tianshou_api import ReplayBuffer, TrainingStats
-
-COMPILED_AROUND = ("randn", "rand", "optimize", "move_targets", "copy_targets")
-"""Draws, optimizers and targets stay what they are: between compiled regions."""
 
 
 @dataclass(kw_only=True)
@@ -106,7 +102,6 @@ class OfflinePolicy(Staging):
         where they cost nothing, and 100 elsewhere."""
         self.metrics: dict[str, float] = {}
         """Of the last gradient step whose metrics were brought to the host."""
-        self._compiled_step: Callable[[Any], dict[str, Tensor]] | None = None
 
     # ---- what a method writes -------------------------------------------------------------
 
@@ -186,27 +181,15 @@ class OfflinePolicy(Staging):
     def compile_step(self) -> None:
         """Let gradient steps go through ``torch.compile`` from now on.
 
-        They give the same numbers within rounding. The first steps take seconds more each.
+        They give the same numbers within rounding. The first steps take many seconds.
 
-        :raises InputError: on the CPU without a C++ compiler.
+        :raises InputError: as ``CompiledStep``.
         """
-        compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
-        if self.device.type == "cpu" and not any(map(shutil.which, compilers)):
-            raise InputError(
-                "expected a C++ compiler (g++ or clang++) for compile, found none; install one, "
-                "or leave compile out"
-            )
-        # The count of steps changes at every step and must not compile anew.
-        torch._dynamo.config.allow_unspec_int_on_nn_module = True
-        for name in COMPILED_AROUND:
-            disabled = torch.compiler.disable(getattr(self, name))  # type: ignore[no-untyped-call]
-            object.__setattr__(self, name, disabled)
-        self._compiled_step = torch.compile(self.gradient_step, dynamic=False)
+        self._compiled = CompiledStep(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle holds: not the data, nor what was compiled."""
-        state = {key: value for key, value in vars(self).items() if key not in COMPILED_AROUND}
-        return {**state, "_staged": None, "_compiled_step": None, "on_progress": do_nothing}
+        return {**vars(self), "_staged": None, "_compiled": None, "on_progress": do_nothing}
 
     # ---- Tianshou's side ------------------------------------------------------------------
 
@@ -270,7 +253,7 @@ class OfflinePolicy(Staging):
 
     def learn(self, batch: Any, *args: Any, **kwargs: Any) -> OfflineTrainingStats:
         """Take one gradient step on a Tianshou batch (or on what ``sample`` returns)."""
-        step = self._compiled_step or self.gradient_step
+        step = self._compiled or self.gradient_step
         with arithmetic(self.device, self.precision):
             metrics = step(self.prepare(batch))
         if self.lr_scheduler is not None:

@@ -31,7 +31,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from tianshou_ext.data.normalize import ObsNormalizer
@@ -166,6 +166,7 @@ class DecisionTransformerPolicy(InContextPolicy):
         if got != expected:
             raise InputError(f"expected a network of {expected}, got {got}; make it with these")
         self.add_optimizer("model", optim, model)
+        self.max_grad_norm = self.config.max_grad_norm
         self._sequences: Sequences | None = None
 
     @classmethod
@@ -271,28 +272,15 @@ class DecisionTransformerPolicy(InContextPolicy):
         right = (logits.detach().argmax(-1) == act).float()
         return (loss * mask.flatten()).sum() / mask.sum(), (right * mask).sum() / mask.sum()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def dropout_masks(self, batch: int, steps: int) -> list[Tensor] | None:
-        """Draw dropout for a batch of windows, on the policy's device, from its own stream."""
+        """Draw dropout for a batch of windows."""
         if self.config.dropout == 0.0:
             return None
-        seed = torch.randint(2**62, (), generator=self.generators["learn"])
-        generator = torch.Generator(self.device).manual_seed(int(seed))
-        return self.model.draw_masks(batch, steps, self.config.dropout, generator)
+        bits = self.random("bits", self.model.num_mask_bits(batch, steps))
+        return self.model.dropout_masks(batch, steps, self.config.dropout, bits)
 
-    def optimize(self, loss: Tensor, *names: str) -> None:
-        """Take a step with a clipped gradient and the share of the learning rate that is due."""
-        optim = self.optimizers["model"]
-        optim.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        due = min(1.0, (self.num_updates + 1) / max(1, self.config.warmup_steps))
-        groups = [(group, group["lr"]) for group in optim.param_groups]
-        for group, rate in groups:
-            group["lr"] = rate * due
-        optim.step()
-        for group, rate in groups:
-            group["lr"] = rate  # a schedule goes on from it
+    def lr_share(self) -> float:
+        return float(min(1.0, (self.num_updates + 1) / max(1, self.config.warmup_steps)))
 
 
 def action_size(space: Any) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tianshou_ext.errors import InputError
+from tianshou_ext.policy.compiled import CompiledStep, Kind, draw_numbers
 from tianshou_ext.schedules import Together
 from tianshou_ext.tianshou_api import BasePolicy, as_optimizer
 
@@ -25,6 +26,9 @@ class Learner(BasePolicy):
     :param spaces: what Tianshou's own base takes.
     """
 
+    max_grad_norm: float | None = None
+    """Gradients are scaled down to this norm, all of a step's together; None: they are not."""
+
     def __init__(self, *, seed: int, **spaces: Any) -> None:
         super().__init__(**spaces)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -37,6 +41,7 @@ class Learner(BasePolicy):
             for name, state in zip(("sample", "act", "learn"), states, strict=True)
         }
         self.num_updates = 0
+        self._compiled: CompiledStep | None = None
         self._targets: list[tuple[nn.Module, nn.Module]] = []
         self._first_parameter: list[Tensor] = []  # a list, so that it is registered once only
 
@@ -59,6 +64,9 @@ class Learner(BasePolicy):
         :param names: of the optimizers that step; ``critic`` stands for ``critic2`` too. All if
             none is given.
         """
+        if self._compiled is not None and torch.compiler.is_compiling():
+            self._compiled.optimize(loss, names)
+            return
         optims = [
             optim
             for name, optim in self.optimizers.items()
@@ -67,8 +75,21 @@ class Learner(BasePolicy):
         for optim in optims:
             optim.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        groups = [group for optim in optims for group in optim.param_groups]
+        if self.max_grad_norm is not None:
+            params = [param for group in groups for param in group["params"]]
+            nn.utils.clip_grad_norm_(params, self.max_grad_norm)
+        share, rates = self.lr_share(), [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * share
         for optim in optims:
             optim.step()
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate  # a schedule goes on from it
+
+    def lr_share(self) -> float:
+        """Return the share of every learning rate that the next step takes, as while warming up."""
+        return 1.0
 
     @staticmethod
     def frozen(module: nn.Module) -> Callable[..., Any]:
@@ -85,17 +106,23 @@ class Learner(BasePolicy):
         probs = logits.softmax(1).cpu()
         return torch.multinomial(probs, 1, generator=self.generators["act"]).squeeze(1)
 
+    def random(self, kind: Kind, *shape: int) -> Tensor:
+        """Return random numbers for a gradient step, from the policy's own generator."""
+        if self._compiled is not None and torch.compiler.is_compiling():
+            return self._compiled.draw(kind, shape)
+        return draw_numbers(kind, shape, self.generators["learn"], self.device)
+
     def randn_like(self, like: Tensor) -> Tensor:
-        """Return standard normal numbers for a gradient step, from the policy's own generator."""
-        return self.randn(*like.shape)
+        """Return standard normal numbers for a gradient step."""
+        return self.random("normal", *like.shape)
 
     def randn(self, *shape: int) -> Tensor:
-        """Return standard normal numbers for a gradient step, from the policy's own generator."""
-        return torch.randn(shape, generator=self.generators["learn"]).to(self.device)
+        """Return standard normal numbers for a gradient step."""
+        return self.random("normal", *shape)
 
     def rand(self, *shape: int) -> Tensor:
-        """Return uniform numbers in [0, 1) for a gradient step, from the policy's own generator."""
-        return torch.rand(shape, generator=self.generators["learn"]).to(self.device)
+        """Return uniform numbers in [0, 1) for a gradient step."""
+        return self.random("uniform", *shape)
 
     def act_noise(self, like: Tensor) -> Tensor:
         """Return standard normal numbers for acting, from the policy's own generator."""

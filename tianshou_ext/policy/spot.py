@@ -148,6 +148,8 @@ class SPOTPolicy(TD3BCPolicy):
 
     config_class = SPOTConfig
     num_vae_steps: Tensor
+    density_weight: Tensor
+    """Of the density's loss in the actor's; it cools down online."""
 
     def __init__(self, *, vae: nn.Module, vae_optim: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -159,6 +161,8 @@ class SPOTPolicy(TD3BCPolicy):
         self.vae = as_vae(vae)
         self.add_optimizer("vae", vae_optim, vae)
         self.register_buffer("num_vae_steps", torch.tensor(0))
+        # A tensor, so that a compiled step takes what it is then.
+        self.register_buffer("density_weight", torch.tensor(self.config.lam), persistent=False)
         self._vae_is_ready = False  # asked for once: an answer of the device takes time
 
     @classmethod
@@ -198,6 +202,7 @@ class SPOTPolicy(TD3BCPolicy):
                     "call process_buffer(buffer), or pass a trained vae and vae_steps=0"
                 )
             self._vae_is_ready = True
+        self.density_weight.fill_(self.cooled_weight())
         return super().learn(batch, *args, **kwargs)
 
     def vae_step(self, data: Replay) -> Tensor:
@@ -225,9 +230,8 @@ class SPOTPolicy(TD3BCPolicy):
             act = self.dropped(self.actor, batch.obs)
             q_act = self.frozen(self.critic)(batch.obs, act, 0)  # (1, B)
             noise = self.randn(len(batch) * self.config.num_samples, self.vae.latent_dim)
-            weight = self.density_weight()
             density = self.elbo_loss(batch.obs, act, noise)
-            actor_loss = self.actor_loss(q_act, density, weight)
+            actor_loss = self.actor_loss(q_act, density, self.density_weight)
             metrics |= {
                 "loss/actor": actor_loss.detach(),
                 "q/policy": q_act.detach().mean(),
@@ -277,16 +281,10 @@ class SPOTPolicy(TD3BCPolicy):
         """
         return weight * density.mean() - q[0].mean() / q[0].abs().mean().detach()
 
-    def density_weight(self) -> Tensor:
-        """Return the weight of the density: ``lam``, cooling down online."""
+    def cooled_weight(self) -> float:
+        """Return the weight of the density now: ``lam``, cooling down online."""
         left = 1.0 - self.online_steps / self.config.cooling_steps
-        return torch.tensor(self.config.lam * max(self.config.lam_end, left), device=self.device)
-
-    def compile_step(self) -> None:
-        super().compile_step()
-        # Inside, the step would be compiled anew for each weight.
-        disabled = torch.compiler.disable(self.density_weight)  # type: ignore[no-untyped-call]
-        object.__setattr__(self, "density_weight", disabled)
+        return float(self.config.lam * max(self.config.lam_end, left))
 
 
 @torch.no_grad()
