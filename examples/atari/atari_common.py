@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tianshou_ext.data.collect import Choose, cache_folder, collect_atari
+from tianshou_ext.data.cache import cached
+from tianshou_ext.data.collect import Choose, collect_atari
 from tianshou_ext.data.hdf5 import load_buffer, load_rl_unplugged, read_provenance
 from tianshou_ext.divergence import OnDivergence
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
@@ -114,19 +115,18 @@ def player_buffer(task: str, size: int, eps: float, frames_stack: int, seed: int
     player = make_player(task)
     stack = "" if frames_stack == 4 else f"_stack{frames_stack}"
     name = f"{task.replace('/', '_')}_player_eps{eps:g}_{size}_seed{seed}{stack}.hdf5"
-    path = cache_folder() / "atari" / name
-    if path.exists():
-        return path
-    print(f"logging {size} frames of {task} to {path}")
 
     def choose(env: Any, obs: Any, last_act: int | None) -> int:
         return player.act(env.ram(), last_act)
 
     about = {"source": "scripted player"}
-    collect_atari(
-        task, path, size, choose, eps=eps, seed=seed, frame_stack=frames_stack, provenance=about
-    )
-    return path
+
+    def make(path: Path) -> None:
+        print(f"logging {size} frames of {task} to {path}")
+        options: dict[str, Any] = {"eps": eps, "seed": seed, "frame_stack": frames_stack}
+        collect_atari(task, path, size, choose, provenance=about, **options)
+
+    return cached(f"atari/{name}", make)
 
 
 def get_buffer(args: OfflineArgs) -> ReplayBuffer:

@@ -14,8 +14,8 @@ import torch
 from tianshou_ext import __version__
 from tianshou_ext.analysis.cellworld import keep_for_report, report
 from tianshou_ext.analysis.divergence import held_out
+from tianshou_ext.data.cache import cache_folder, cached
 from tianshou_ext.data.cellworld_play import LEVELS, level_file, task_of
-from tianshou_ext.data.collect import cache_folder
 from tianshou_ext.data.convert.cellworld import convert
 from tianshou_ext.data.download import fetch
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
@@ -239,9 +239,9 @@ def data_file(dataset: str, args: OfflineArgs, flag: str) -> Path:
     facts += [__version__, args.world, args.actions, str(args.horizon), kept]
     name = f"{source.stem}_{args.world}_{args.actions}_{args.horizon}"
     digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
-    path = cache_folder() / "cellworld_data" / f"{name}-{digest}.hdf5"
-    if not path.exists():
-        options: dict[str, Any] = {"episodes": str(SMOKE_EPISODES)} if args.smoke else {}
+    options: dict[str, Any] = {"episodes": str(SMOKE_EPISODES)} if args.smoke else {}
+
+    def make(path: Path) -> None:
         told = convert(
             (source,),
             path,
@@ -252,7 +252,8 @@ def data_file(dataset: str, args: OfflineArgs, flag: str) -> Path:
             **options,
         )
         print(told)
-    return path
+
+    return cached(f"cellworld_data/{name}-{digest}.hdf5", make)
 
 
 def mouse_folder() -> Path:
@@ -262,9 +263,7 @@ def mouse_folder() -> Path:
         return folder
     folder = cache_folder() / "mouse"
     for url in RECORDINGS:
-        path = folder / url.rpartition("/")[2]
-        if not path.exists():
-            fetch(url, path)
+        cached(f"mouse/{url.rpartition('/')[2]}", partial(fetch, url))
     print(f"{len(RECORDINGS)} public recordings in {folder}; --dataset takes a folder with more")
     return folder
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import tianshou_ext
 from tianshou_ext.checkpoint import versions
-from tianshou_ext.data.collect import cache_folder
+from tianshou_ext.data.cache import cached
 from tianshou_ext.data.hdf5 import read_provenance
 from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.envs.mujoco import make_mujoco_env, resolve_task
@@ -283,11 +283,12 @@ def level_file(
     behaviour = find_behaviour(task)
     behaviour.policies(task, level)
     name = f"{task}_{level}_{steps}_seed{seed}_{behaviour.digest}.hdf5"
-    path = cache_folder() / "mujoco" / name
-    if not path.exists():
+
+    def make(path: Path) -> None:
         print(f"collecting {steps:,} steps of {task} {level} to {path}")
         write_level(path, task, level, steps, seed=seed, show_progress=show_progress)
-    return path
+
+    return cached(f"mujoco/{name}", make)
 
 
 def write_level(

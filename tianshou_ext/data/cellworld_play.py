@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tianshou_ext import __version__
 from tianshou_ext.checkpoint import versions
-from tianshou_ext.data.collect import cache_folder
+from tianshou_ext.data.cache import cached
 from tianshou_ext.data.hdf5 import read_provenance
 from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.envs.cellworld import make_cellworld_env
@@ -72,10 +72,11 @@ def level_file(
     :raises InputError: as ``write_level``.
     """
     name = f"{task}_{level}_{steps}_seed{seed}_{__version__}.hdf5"
-    path = cache_folder() / "cellworld_data" / name
-    if not path.exists():
+
+    def make(path: Path) -> None:
         write_level(path, task, level, steps, seed=seed, show_progress=show_progress)
-    return path
+
+    return cached(f"cellworld_data/{name}", make)
 
 
 def collect_level(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,6 @@ BLOCK = 1024
 Choose = Callable[[Any, np.ndarray[Any, Any], int | None], int]
 """From the environment, its stacked frames (S, 84, 84) and the last action that was carried out
 (None at an episode's start) to an action."""
-
-
-def cache_folder() -> Path:
-    """Return the folder of made data sets: ``$TIANSHOU_EXT_CACHE`` or ``~/.cache/tianshou_ext``."""
-    default = Path.home() / ".cache" / "tianshou_ext"
-    return Path(os.environ.get("TIANSHOU_EXT_CACHE", default))
 
 
 def collect_atari(

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 
 from tianshou_ext.data.behaviour import LEVELS, level_file
-from tianshou_ext.data.collect import cache_folder
+from tianshou_ext.data.cache import cached
 from tianshou_ext.data.convert import d4rl, minari
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import references
@@ -68,7 +68,4 @@ def _converter(path: Path) -> Callable[..., Any] | None:
 
 
 def _converted(convert: Callable[..., Any], source: str, name: str, show_progress: bool) -> Path:
-    path = cache_folder() / name
-    if not path.exists():
-        print(convert(source, path, progress=show_progress))
-    return path
+    return cached(name, lambda path: print(convert(source, path, progress=show_progress)))

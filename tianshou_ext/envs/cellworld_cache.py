@@ -67,7 +67,7 @@ def use_cache(world: str | None = None) -> Path:
     if given:
         folder = Path(given).expanduser().absolute()
     else:
-        from tianshou_ext.data.collect import cache_folder
+        from tianshou_ext.data.cache import cache_folder
 
         folder = (cache_folder() / "cellworld").absolute()
     if folder.exists() and not folder.is_dir():
