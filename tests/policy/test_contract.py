@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tianshou.data import Batch
 
 from tianshou_ext.checkpoint import load_checkpoint, load_policy, policy_state, save_checkpoint
 from tianshou_ext.errors import InputError
-from tianshou_ext.policy import OfflinePolicy
+from tianshou_ext.policy import METHODS, OfflinePolicy
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=str)
@@ -307,3 +308,13 @@ def test_learning_twice_from_one_batch_normalises_it_once(setting, make_policy, 
     before = batch.obs.clone()
     policy.learn(batch)
     assert same(batch.obs, before)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_settings_that_are_not_finite_are_refused(name, number):
+    config_class = METHODS[name].config_class
+    for field in dataclasses.fields(config_class):
+        if isinstance(field.default, float):
+            with pytest.raises(InputError, match=f"expected {field.name} .*, got {number}"):
+                config_class(**{field.name: number})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_args
@@ -47,6 +48,9 @@ class PolicyConfig:
         self.check(0.0 <= self.gamma <= 1.0, "gamma", "in [0, 1]")
         self.check(self.n_step >= 1, "n_step", "at least 1")
         self.check(self.lr > 0.0, "lr", "above 0")
+        for name in [f.name for f in fields(self)]:
+            value = getattr(self, name)
+            self.check(not isinstance(value, float) or math.isfinite(value), name, "finite")
         for name in [f.name for f in fields(self) if f.name.endswith("hidden_sizes")]:
             widths = getattr(self, name) or ()
             self.check(all(width >= 1 for width in widths), name, "of widths of at least 1")

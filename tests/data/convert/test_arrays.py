@@ -463,6 +463,26 @@ def test_faulty_arrays_are_refused_in_a_sentence(match: str, kind: Any, tmp_path
     assert not (tmp_path / "b.hdf5").exists()
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_objects_that_nobody_asks_for_are_left_out(save: Any, tmp_path: Path):
+    infos = np.array([{"step": k} for k in range(N)], dtype=object)
+    table = with_next(columns())
+    save(tmp_path / "a.npz", **table, infos=infos)
+    assert len(run(tmp_path / "a.npz", tmp_path)) == N
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for key, values in {**table, "infos": infos}.items():
+        np.save(folder / f"{key}.npy", values)
+    assert len(run(folder, tmp_path)) == N
+
+
+def test_objects_that_are_asked_for_are_named(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", **columns(), infos=np.array([{}] * N, dtype=object))
+    for name in ("rew", "episode"):
+        with pytest.raises(InputError, match="infos holds Python objects, which are not loaded"):
+            run(tmp_path / "a.npz", tmp_path, f"{name}=infos")
+
+
 def test_one_bad_row_costs_its_episode_only(tmp_path: Path):
     buffer = run(as_npz(columns(observations=INF), tmp_path), tmp_path, on_error="skip")
     assert len(buffer) == 8

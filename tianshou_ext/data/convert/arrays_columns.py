@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tianshou_ext.data.blocks import flat_rows
-from tianshou_ext.data.convert.arrays_files import Columns
+from tianshou_ext.data.convert.arrays_files import NOT_LOADED, Columns
 from tianshou_ext.errors import InputError
 
 __all__ = ["Column", "find_columns", "parse_map"]
@@ -118,6 +118,11 @@ class Column:
             raise InputError(f"columns of unequal length, {lengths}")
         self.rows = len(self.parts[0])
         for key, part in zip(keys, self.parts, strict=True):
+            if part.dtype.kind == "O" and self.rows and part[0] == NOT_LOADED:
+                raise InputError(
+                    f"{key} holds Python objects, which are not loaded because unpickling can run "
+                    "code; save it as a plain array"
+                )
             if part.dtype.kind not in "biuf" and name != "episode":
                 raise InputError(f"{key} holds {part.dtype}, not numbers{_first_other(part)}")
 

@@ -40,6 +40,8 @@ SUFFIXES: dict[str, Format] = {
 }
 CRC_BYTES = 1 << 24  # read at once
 MAX_RATIO = 4096  # bytes of an HDF5 array per byte of its file; deflate reaches 1032
+NOT_LOADED = "Python objects"
+"""Stands in each row of an array of objects of numpy, as unpickling one can run code."""
 DAMAGE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError),
     *(EOFError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile),
@@ -103,6 +105,8 @@ def _npy(path: Path, offset: int) -> Array:
         file.seek(offset)
         shape, fortran, dtype = _npy_header(path, file)
         start = file.tell()
+    if dtype.hasobject:
+        return _not_loaded(shape)
     needed = math.prod(shape) * dtype.itemsize
     if start + needed > path.stat().st_size:
         raise InputError(
@@ -126,12 +130,12 @@ def _npy_header(path: Path, file: Any) -> tuple[tuple[int, ...], bool, np.dtype[
     shape, fortran, dtype = read(file)
     if min(shape, default=0) < 0:
         raise InputError(f"expected an array in {path}, got one of the shape {shape}")
-    if dtype.hasobject:
-        raise InputError(
-            f"expected numbers in {path}, got an array of Python objects, which is not loaded "
-            "because unpickling can run code; save one plain array a column"
-        )
     return shape, fortran, dtype
+
+
+def _not_loaded(shape: tuple[int, ...]) -> Array:
+    """Return what stands for an array of Python objects, which is only named if it is asked for."""
+    return np.full(shape[:1], NOT_LOADED, object)
 
 
 def _from_npz(path: Path) -> Columns:
@@ -151,6 +155,9 @@ def _from_npz(path: Path) -> Columns:
                 continue
             with archive.open(info) as member:
                 shape, fortran, dtype = _npy_header(path, member)
+                if dtype.hasobject:
+                    columns[name] = _not_loaded(shape)
+                    continue
                 needed = math.prod(shape) * dtype.itemsize
                 if needed > info.file_size or info.file_size > MAX_RATIO * info.compress_size:
                     raise InputError(
