@@ -153,3 +153,18 @@ def test_the_next_action_is_of_the_same_episode(make_policy, continuous_buffer):
 def test_values_out_of_range_give_one_sentence(field, wrong):
     with pytest.raises(InputError, match=f"expected {field} .*, got {wrong}"):
         ReBRACConfig(**{field: wrong})
+
+
+@pytest.mark.parametrize(("steps", "share"), [(0, 1.0), (1, 0.9), (3, 0.7), (50, 0.5)])
+def test_online_the_actors_penalty_falls_and_the_critics_is_gone(steps, share):
+    policy = make(actor_bc_coef=2.0, critic_bc_coef=0.1, cooling_steps=10, cooling_end=0.5)
+    policy.online_steps = steps
+    policy.learn(replace(transitions(*BATCH), act_next=torch.tensor(NEXT)))
+    act, q = torch.tensor([[0.5, 0.0]]), torch.ones(1, 1)
+    assert policy.actor_loss(act, torch.zeros(1, 2), q).item() == pytest.approx(
+        2.0 * share * 0.25 - 1.0
+    )
+    batch = replace(transitions(*BATCH), act_next=torch.tensor(NEXT))
+    penalised = policy.next_value(batch, torch.zeros(2, 2))
+    free = policy.next_value(replace(batch, act_next=None), torch.zeros(2, 2))
+    assert torch.equal(penalised, free) == (steps > 0)

@@ -45,7 +45,7 @@ class Transitions:
     :param discount: (B,) float32, gamma to the number of steps taken; a target is
         ``rew + discount * (1 - terminated) * value(obs_next)``.
     :param act_next: (B, A) the data's action at ``obs_next``, where a method asks for it;
-        meaningless where ``terminated``.
+        meaningless where ``terminated``, the row's own where none follows in a growing buffer.
     :param returns: (B,) float32, the return to go from ``obs``, where a method asks for it; -inf
         where it is not known, in an episode that is still going on.
     """

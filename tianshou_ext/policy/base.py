@@ -153,6 +153,12 @@ class OfflinePolicy(Staging):
         """Learn from one batch of normalised observations; return metrics, left on the device."""
         raise NotImplementedError
 
+    def before_step(self) -> None:
+        """Bring up to date, before each gradient step, what changes with the steps.
+
+        In tensors, so that a compiled step takes what they are then.
+        """
+
     def on_online_start(self, test_return: float | None) -> None:
         """Prepare for acting and learning from it, once, before the first online step.
 
@@ -253,6 +259,7 @@ class OfflinePolicy(Staging):
 
     def learn(self, batch: Any, *args: Any, **kwargs: Any) -> OfflineTrainingStats:
         """Take one gradient step on a Tianshou batch (or on what ``sample`` returns)."""
+        self.before_step()
         step = self._compiled or self.gradient_step
         with arithmetic(self.device, self.precision):
             metrics = step(self.prepare(batch))

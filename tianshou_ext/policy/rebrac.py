@@ -10,21 +10,24 @@ Learning", NeurIPS 2023, arXiv 2305.09836. Official code: tinkoff-ai/ReBRAC@6943
 
 where a'_data is the data's action at s', the divisor has no gradient and |.|^2 sums over the action
 dimensions (TD3+BC takes the mean). Order within a step as in TD3+BC. The critics normalise their
-layers after each ReLU; actor and critics start as EDAC's.
+layers after each ReLU; actor and critics start as EDAC's. Online the critics have no penalty, and
+the actor's is ``max(cooling_end, 1 - online_steps / cooling_steps)`` times what it was.
 
 Differences from the official code: the actor's target moves towards the actor after its step
-(there, before it). Where the next action is not known (buffers that grow and hold frames, batches
-given to ``learn``) the critics' penalty is left out.
+(there, before it). Where the next action is not known (batches given to ``learn``) the critics'
+penalty is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
+from tianshou_ext.data.mixing import Mixing
 from tianshou_ext.data.normalize import ObsNorm
 from tianshou_ext.data.replay import Transitions
 from tianshou_ext.nn.actor_critic import DeterministicActor, EnsembleCritic, edac_init
@@ -53,11 +56,19 @@ class ReBRACConfig(TD3Config):
     """Divide the actor's values by their mean size."""
     layer_norm: Literal["none", "before", "after"] = "after"
     """Layer normalisation in the critics, before or after each ReLU."""
+    exploration_noise: float = 0.03
+    """Deviation of the noise that a collector adds to actions online, at least 0; official code."""
+    cooling_steps: int = 1_000_000
+    """Environment steps over which the actor's penalty would fall to 0 online, at least 1."""
+    cooling_end: float = 0.5
+    """Share of it at which it stays, in [0, 1]; 1 keeps it as it is."""
 
     def validate(self) -> None:
         super().validate()
         self.check(self.actor_bc_coef >= 0.0, "actor_bc_coef", "at least 0")
         self.check(self.critic_bc_coef >= 0.0, "critic_bc_coef", "at least 0")
+        self.check(self.cooling_steps >= 1, "cooling_steps", "at least 1")
+        self.check(0.0 <= self.cooling_end <= 1.0, "cooling_end", "in [0, 1]")
         norms = ("none", "before", "after")
         self.check(self.layer_norm in norms, "layer_norm", f"one of {', '.join(norms)}")
 
@@ -75,6 +86,22 @@ class ReBRACPolicy(TD3BCPolicy):
     config_class = ReBRACConfig
     actor_member = None
     needs_next_act = True
+    online_mixing: ClassVar[Mixing] = Mixing(kind="balanced", offline_share=0.5)  # official code
+    actor_penalty: Tensor
+    """Weight of the distance to the data's actions in the actor's loss now."""
+    critic_penalty: Tensor
+    """Weight of the distance to the data's next actions in the target now."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("actor_penalty", "critic_penalty"):
+            self.register_buffer(name, torch.zeros(()), persistent=False)
+        self.before_step()
+
+    def before_step(self) -> None:
+        left = max(self.config.cooling_end, 1.0 - self.online_steps / self.config.cooling_steps)
+        self.actor_penalty.fill_(self.config.actor_bc_coef * left)
+        self.critic_penalty.fill_(0.0 if self.online_steps else self.config.critic_bc_coef)
 
     @classmethod
     def make_networks(
@@ -96,7 +123,7 @@ class ReBRACPolicy(TD3BCPolicy):
         value = super().next_value(batch, act)
         if batch.act_next is None:
             return value
-        penalty: Tensor = self.config.critic_bc_coef * squared_distance(act, batch.act_next)
+        penalty: Tensor = self.critic_penalty * squared_distance(act, batch.act_next)
         return value - penalty
 
     def actor_loss(self, act: Tensor, data_act: Tensor, q: Tensor) -> Tensor:
@@ -109,7 +136,7 @@ class ReBRACPolicy(TD3BCPolicy):
         least = q.amin(0)  # (B,)
         if self.config.normalize_q:
             least = least / least.abs().mean().detach()
-        penalty: Tensor = self.config.actor_bc_coef * squared_distance(act, data_act)
+        penalty: Tensor = self.actor_penalty * squared_distance(act, data_act)
         return (penalty - least).mean()
 
 

@@ -44,7 +44,6 @@ from tianshou_ext.nn.actor_critic import (
     linear_layers,
 )
 from tianshou_ext.nn.vae import VAE, as_vae, vae_loss
-from tianshou_ext.policy.base import OfflineTrainingStats
 from tianshou_ext.policy.registry import register
 from tianshou_ext.policy.td3_bc import NUM_CRITICS, TD3BCPolicy, TD3Config
 
@@ -161,7 +160,6 @@ class SPOTPolicy(TD3BCPolicy):
         self.vae = as_vae(vae)
         self.add_optimizer("vae", vae_optim, vae)
         self.register_buffer("num_vae_steps", torch.tensor(0))
-        # A tensor, so that a compiled step takes what it is then.
         self.register_buffer("density_weight", torch.tensor(self.config.lam), persistent=False)
         self._vae_is_ready = False  # asked for once: an answer of the device takes time
 
@@ -194,7 +192,7 @@ class SPOTPolicy(TD3BCPolicy):
                 if (step + 1) % SAVE_INTERVAL == 0:
                     self.on_progress()
 
-    def learn(self, batch: Any, *args: Any, **kwargs: Any) -> OfflineTrainingStats:
+    def before_step(self) -> None:
         if not self._vae_is_ready:
             if int(self.num_vae_steps) < self.config.vae_steps:
                 raise InputError(
@@ -203,7 +201,6 @@ class SPOTPolicy(TD3BCPolicy):
                 )
             self._vae_is_ready = True
         self.density_weight.fill_(self.cooled_weight())
-        return super().learn(batch, *args, **kwargs)
 
     def vae_step(self, data: Replay) -> Tensor:
         """Take one gradient step of the VAE on rows drawn uniformly; return its loss."""
