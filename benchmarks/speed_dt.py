@@ -24,7 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 from peers import ACT_DIM, OBS_DIM, SPACES
-from speed_continuous import EPISODE, Contestants, Data, Run, measure, products, report, updates
+from speed_continuous import (
+    COMPILED,
+    EPISODE,
+    Contestants,
+    Data,
+    Run,
+    measure,
+    products,
+    report,
+    updates,
+)
 from tianshou.data import Batch
 from torch import Tensor, nn
 
@@ -52,6 +62,8 @@ class Args:
     """Transitions, random ones, in episodes of 1,000 that time out."""
     envs: int = 10
     """Environments that are played at a time."""
+    compile: bool = False
+    """Measure our gradient steps compiled too."""
     json: Path | None = None
     """Where to write all rates."""
 
@@ -246,6 +258,11 @@ def main(args: Args) -> None:
     plain.model.train()
     learning = Contestants()
     learning.runs["ours"] = updates(policy, buffer, BATCH)
+    if args.compile:
+        compiled = build(**SPACES, target_return=TARGET, obs_norm="none", dropout=DROPOUT)
+        compiled.metrics_interval = 1000
+        compiled.compile_step()
+        learning.runs[COMPILED] = updates(compiled, buffer, BATCH)
     learning.runs["plain loop"] = lambda steps: [plain.update() for _ in range(steps)] and None
     peer = d3rlpy_algo() if importlib.util.find_spec("d3rlpy") else None
     if peer is not None:

@@ -184,6 +184,8 @@ def offline_to_online_trainer(
     mixing = policy.online_mixing if mixing is None else mixing
     if update_per_step is None:
         update_per_step = policy.online_update_per_step
+    counts = {"online_epoch": online_epoch, "save_epochs": save_epochs}
+    at_least_one({**counts, "log_interval": log_interval})
     acting = Acting(
         max_epoch=online_epoch,
         step_per_epoch=step_per_epoch,
@@ -197,7 +199,6 @@ def offline_to_online_trainer(
         seed=seed,
     )
     acting.collect(len(train_envs))
-    at_least_one({"save_epochs": save_epochs, "log_interval": log_interval})
     check_learns_online(policy)
     check_environment(policy, train_envs)
     check_environment(policy, test_envs)
