@@ -282,8 +282,8 @@ def test_wrong_shapes_get_one_sentence():
     ("options", "sentence"),
     [
         ({"failure_reward": 1.0}, "expected failure_reward a number of at most 0, got 1.0"),
-        ({"failure_reward": math.nan}, "expected failure_reward a number of at most 0, got nan"),
-        ({"failure_reward": -math.inf}, "failure_reward a number of at most 0, got -inf"),
+        ({"failure_reward": math.nan}, "expected failure_reward finite, got nan"),
+        ({"failure_reward": -math.inf}, "expected failure_reward finite, got -inf"),
         ({"failure_reward": -5.0, "gamma": 1.0}, "expected gamma below 1 beside failure_reward"),
         ({"cql_weight": -1.0}, "expected cql_weight at least 0, got -1.0"),
     ],

@@ -71,7 +71,7 @@ class CalQLConfig(CQLConfig):
     def validate(self) -> None:
         super().validate()
         failure = self.failure_reward
-        known = failure is None or -math.inf < failure <= 0.0
+        known = failure is None or failure <= 0.0
         self.check(known, "failure_reward", "a number of at most 0")
         bounded = failure is None or self.gamma < 1.0
         self.check(bounded, "gamma", "below 1 beside failure_reward")

@@ -103,7 +103,7 @@ class DecisionTransformerConfig(PolicyConfig):
         heads = f"a positive multiple of num_heads ({self.num_heads})"
         self.check(self.embed_dim > 0 == self.embed_dim % self.num_heads, "embed_dim", heads)
         self.check(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)")
-        self.check(0.0 < self.rtg_scale < math.inf, "rtg_scale", "above 0")
+        self.check(self.rtg_scale > 0.0, "rtg_scale", "above 0")
         finite = all(map(math.isfinite, self.target_return))
         self.check(finite, "target_return", "of finite numbers")
         self.check(self.variant in ("auto", "gym", "atari"), "variant", "auto, gym or atari")

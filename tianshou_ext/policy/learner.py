@@ -114,7 +114,7 @@ class Learner(BasePolicy):
 
     def randn_like(self, like: Tensor) -> Tensor:
         """Return standard normal numbers for a gradient step."""
-        return self.random("normal", *like.shape)
+        return self.randn(*like.shape)
 
     def randn(self, *shape: int) -> Tensor:
         """Return standard normal numbers for a gradient step."""
