@@ -69,6 +69,7 @@ def test_steps_of_adam_are_torchs(optimizer, decay):
     adam = Adam("actor", mine, counts, *columns, lr, optim.param_groups[0], decoupled)
     for step in range(5):
         grads = [torch.randn(3, 2), torch.randn(4) if step != 2 else None]
+        grads = [None, None] if step == 3 else grads
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad
         optim.step()

@@ -95,6 +95,8 @@ class Adam:
         decay = self.group["weight_decay"]
         columns = (self.params, self.steps, self.means, self.squares)
         rows = [row for row in zip(grads, *columns, strict=True) if row[0] is not None]
+        if not rows:
+            return
         given, params, steps, means, squares = (list(column) for column in zip(*rows, strict=True))
         if decay and self.decoupled:
             torch._foreach_mul_(params, 1.0 - self.lr * decay)

@@ -118,7 +118,7 @@ class Column:
             raise InputError(f"columns of unequal length, {lengths}")
         self.rows = len(self.parts[0])
         for key, part in zip(keys, self.parts, strict=True):
-            if part.dtype.kind == "O" and self.rows and part[0] == NOT_LOADED:
+            if part.dtype.kind == "O" and self.rows and part[0] is NOT_LOADED:
                 raise InputError(
                     f"{key} holds Python objects, which are not loaded because unpickling can run "
                     "code; save it as a plain array"

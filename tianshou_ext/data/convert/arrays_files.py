@@ -40,7 +40,7 @@ SUFFIXES: dict[str, Format] = {
 }
 CRC_BYTES = 1 << 24  # read at once
 MAX_RATIO = 4096  # bytes of an HDF5 array per byte of its file; deflate reaches 1032
-NOT_LOADED = "Python objects"
+NOT_LOADED = object()
 """Stands in each row of an array of objects of numpy, as unpickling one can run code."""
 DAMAGE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError),
@@ -135,7 +135,9 @@ def _npy_header(path: Path, file: Any) -> tuple[tuple[int, ...], bool, np.dtype[
 
 def _not_loaded(shape: tuple[int, ...]) -> Array:
     """Return what stands for an array of Python objects, which is only named if it is asked for."""
-    return np.full(shape[:1], NOT_LOADED, object)
+    one = np.empty((), object)
+    one[()] = NOT_LOADED
+    return np.broadcast_to(one, shape[:1])  # takes no memory, whatever a damaged header says
 
 
 def _from_npz(path: Path) -> Columns:
