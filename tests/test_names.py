@@ -45,6 +45,7 @@ def test_every_method_file_is_registered_and_exported():
         "actor_critic",
         "base",
         "checks",
+        "compiled",
         "config",
         "in_context",
         "learner",

@@ -561,6 +561,7 @@ def test_a_step_in_a_forked_process_does_not_wait_for_threads_that_are_gone():
     assert env.step(3)[1] == 1.0 and torch.get_num_threads() == 2
 
 
+@needs_files
 def test_scipy_is_whole_after_the_import():
     """While cellworld is imported something stands in for a part of it."""
     code = (
