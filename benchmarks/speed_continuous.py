@@ -1,6 +1,6 @@
 """Gradient steps per second of the methods for continuous actions, beside others.
 
-Contestants, as far as they exist and are installed: ours; ours compiled; ours in bf16; the
+Contestants, as far as they exist and are installed: ours; ours compiled, in bf16, or both; the
 plain PyTorch loops of ``reference.py``; Tianshou's own class; d3rlpy's; and the products: the
 matrix products of our own steps and nothing else, the floor of their arithmetic. Same data, batch
 size and widths of the networks; sampling, target networks and logging included. All take turns in
@@ -48,8 +48,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Of our policies, where the defaults are others."""
 
-COMPILED, ROUNDED = "ours, compiled", "ours, bf16"
-VARIANTS = ("ours", COMPILED, ROUNDED)
+COMPILED, ROUNDED, BOTH = "ours, compiled", "ours, bf16", "ours, compiled bf16"
+VARIANTS = ("ours", COMPILED, ROUNDED, BOTH)
 
 Run = Callable[[int], None]
 """Takes this many gradient steps."""
@@ -84,7 +84,7 @@ class Args:
     compile: bool = False
     """Measure our steps compiled too."""
     bf16: bool = False
-    """Measure them with hidden layers in bfloat16 too."""
+    """Measure them with hidden layers in bfloat16 too; with --compile also both together."""
     fast_products: bool = True
     """Ours and the products: by oneDNN, where that is as exact; else all by torch's own choice."""
     keep_freed_memory: bool = True
@@ -260,9 +260,13 @@ def gather(method: str, args: Args, buffer: ReplayBuffer, data: Data) -> Contest
         else:
             contestants.absent[name] = reason_against
 
-    def ours() -> Any:
+    def ours(compiled: bool = False, rounded: bool = False) -> Any:
         policy = METHODS[method].policy_class.build(**SPACES, **OPTIONS[method])
         policy.metrics_interval = args.log_every
+        if compiled:
+            policy.compile_step()
+        if rounded:
+            policy.set_precision("bf16")
         return policy
 
     if method not in METHODS:
@@ -271,17 +275,13 @@ def gather(method: str, args: Args, buffer: ReplayBuffer, data: Data) -> Contest
     plain = ours()
     contestants.runs["ours"] = updates(plain, buffer, args.batch_size)
 
-    def compiled() -> Run:
-        policy = ours()
-        policy.compile_step()
-        return updates(policy, buffer, args.batch_size)
-
-    if args.compile:
-        contestants.runs[COMPILED] = compiled()
-    if args.bf16:
-        rounded = ours()
-        rounded.set_precision("bf16")
-        contestants.runs[ROUNDED] = updates(rounded, buffer, args.batch_size)
+    for name, asked, options in (
+        (COMPILED, args.compile, {"compiled": True}),
+        (ROUNDED, args.bf16, {"rounded": True}),
+        (BOTH, args.compile and args.bf16, {"compiled": True, "rounded": True}),
+    ):
+        if asked:
+            contestants.runs[name] = updates(ours(**options), buffer, args.batch_size)
 
     def reference() -> Run:
         loop, arrays = REFERENCES[method](OBS_DIM, ACT_DIM), data.arrays()
@@ -414,12 +414,12 @@ def report(method: str, result: dict[str, Any]) -> Iterator[str]:
     busy = "" if load is None else f"; others kept {load:.2f} cores busy"
     yield f"\n{method}: products of {result['gflop']:.2f} GFLOP a step{busy}"
     leads = result["ratios"]
-    yield f"{'':18}{'steps/s':>26}" + "".join(f"{lead + ' / this':>26}" for lead in leads)
+    yield f"{'':20}{'steps/s':>26}" + "".join(f"{lead + ' / this':>28}" for lead in leads)
     for name, summary in result["rate"].items():
         cells = [leads[lead].get(name, "-") for lead in leads]
-        yield f"{name:18}{summary!s:>26}" + "".join(f"{cell!s:>26}" for cell in cells)
+        yield f"{name:20}{summary!s:>26}" + "".join(f"{cell!s:>28}" for cell in cells)
     for name, reason in result["absent"].items():
-        yield f"{name:18} left out: {reason}"
+        yield f"{name:20} left out: {reason}"
 
 
 def means(results: dict[str, dict[str, Any]]) -> Iterator[str]:
