@@ -55,6 +55,11 @@ RANDOM = "random"
 FOLDER = Path(tianshou_ext.__file__).parent / "behaviour"
 BLOCK = 4096
 """Rows written at once."""
+GRID = 2.0**-12
+"""Multiples of this are what a policy's activations are rounded to. Its float16 weights are such of
+2^-24, so sums of products have 36 binary places: exact in float64 up to 2^17, in any order."""
+COLLECTION = 2
+"""To be counted up with changes by which the same arguments give other data."""
 
 Array = np.ndarray[Any, Any]
 
@@ -74,8 +79,8 @@ class Behaviour:
 
     @property
     def digest(self) -> str:
-        """What changes when a level's policies do, 8 characters."""
-        text = json.dumps([self.facts, self.levels], sort_keys=True)
+        """What changes when a level's data do, 8 characters."""
+        text = json.dumps([self.facts, self.levels, COLLECTION], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def policies(self, task: str, level: str) -> list[str]:
@@ -114,7 +119,10 @@ def find_behaviour(task: str) -> Behaviour:
 class NumpyActor:
     """A ``GaussianActor`` with tanh, sampled one observation at a time in numpy.
 
-    :param weights: its ``state_dict``.
+    Processors add up products in different orders; an action that is off by the last bit soon
+    leads to another episode. So that all machines make the same data, sums are exact (``GRID``).
+
+    :param weights: its ``state_dict``, in float16 for exact sums.
     :param log_std_bounds: to which the logarithm of the deviation is clamped.
     """
 
@@ -124,7 +132,7 @@ class NumpyActor:
             key=lambda name: (name == "head", int(name.rpartition(".")[2]) if "." in name else 0),
         )
         self._layers = [
-            tuple(np.asarray(weights[f"{name}.{kind}"], np.float32) for kind in ("weight", "bias"))
+            tuple(np.asarray(weights[f"{name}.{kind}"], np.float64) for kind in ("weight", "bias"))
             for name in names
         ]
         self._bounds = log_std_bounds
@@ -135,18 +143,22 @@ class NumpyActor:
         return self._layers[0][0].shape[1], self._layers[-1][0].shape[0] // 2
 
     def __call__(self, obs: Array, noise: Array) -> Array:
-        """Return an action (A,) in [-1, 1].
+        """Return an action (A,) float32 in [-1, 1].
 
         :param obs: (D,) float32.
         :param noise: (A,) standard normal numbers; zeros give the mode.
         """
-        x = obs
+        x = obs.astype(np.float64)
         for weight, bias in self._layers[:-1]:
-            x = np.maximum(weight @ x + bias, 0.0)
+            x = np.maximum(weight @ _on_grid(x) + bias, 0.0)
         weight, bias = self._layers[-1]
-        mean, log_std = np.split(weight @ x + bias, 2)
+        mean, log_std = np.split(weight @ _on_grid(x) + bias, 2)
         act: Array = np.tanh(mean + np.exp(np.clip(log_std, *self._bounds)) * noise)
-        return act
+        return act.astype(np.float32)
+
+
+def _on_grid(x: Array) -> Array:
+    return np.rint(x / GRID) * GRID
 
 
 def load_actor(behaviour: Behaviour, snapshot: str, env: Any) -> NumpyActor:
@@ -294,7 +306,7 @@ def level_file(
 def write_level(
     path: Path, task: str, level: str, steps: int, *, seed: int, show_progress: bool = True
 ) -> dict[str, Any]:
-    """Collect a level's data set; the same arguments give the same bytes on the same machine.
+    """Collect a level's data set; the same arguments give the same bytes.
 
     :return: the provenance.
     :raises InputError: if the task lacks the level or is not of vectors and bounded actions, or
