@@ -158,7 +158,8 @@ class NumpyActor:
 
 
 def _on_grid(x: Array) -> Array:
-    return np.rint(x / GRID) * GRID
+    rounded: Array = np.rint(x / GRID) * GRID
+    return rounded
 
 
 def load_actor(behaviour: Behaviour, snapshot: str, env: Any) -> NumpyActor:
