@@ -322,6 +322,22 @@ def test_shapes_and_kinds_of_numbers(tmp_path: Path):
     assert run(as_hdf5(table, tmp_path), tmp_path).act.shape == (11, 1)
 
 
+def test_links_within_an_hdf5_file_are_columns(tmp_path: Path):
+    path = as_hdf5(columns(), tmp_path)
+    plain = run(path, tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["data/itself"] = file["data"]
+        file["seen"] = h5py.SoftLink("/data/observations")
+        file["again"] = file["data/rewards"]
+        file["nowhere"] = h5py.SoftLink("/none")
+        file["elsewhere"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/data")
+    buffer = run(path, tmp_path, "obs=seen", "rew=again")
+    assert np.array_equal(buffer.obs, plain.obs) and np.array_equal(buffer.rew, plain.rew)
+    for name in ("nowhere", "elsewhere"):
+        with pytest.raises(InputError, match=name):
+            run(path, tmp_path, f"obs={name}")
+
+
 def frames(**changes: Any) -> dict[str, Any]:
     return columns(observations=RNG.integers(0, 256, (N, 6, 6), dtype=np.uint8), **changes)
 

@@ -12,7 +12,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,19 +191,36 @@ def _check_crc(path: Path, start: int, info: zipfile.ZipInfo) -> None:
 def _from_hdf5(path: Path, opened: contextlib.ExitStack) -> Columns:
     columns: Columns = {}
     size = path.stat().st_size
-
-    def visit(name: str | bytes, item: Any) -> None:
-        name = name if isinstance(name, str) else name.decode("utf-8", "replace")
-        if isinstance(item, h5py.Dataset) and item.shape:
+    file = opened.enter_context(h5py.File(path, "r"))
+    for name, item in _hdf5_datasets(file):
+        if item.shape:
             if item.nbytes > MAX_RATIO * size:
                 raise InputError(
                     f"expected {name} in {path} to fit in the file, got {item.nbytes} bytes; make "
                     "or copy it again"
                 )
             columns[name] = item
-
-    opened.enter_context(h5py.File(path, "r")).visititems(visit)
     return columns
+
+
+def _hdf5_datasets(
+    group: Any, prefix: str = "", above: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Yield the data sets of a group and of those in it, those that soft links lead to as well.
+
+    Links into other files, which may be anywhere, are not followed, nor links to groups.
+    """
+    for key in group:
+        link = group.get(key, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            continue
+        item = group.get(key)  # None if a link leads nowhere
+        name = prefix + key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        is_inside = isinstance(link, h5py.HardLink) and item not in (*above, group)
+        if isinstance(item, h5py.Dataset):
+            yield name, item
+        elif isinstance(item, h5py.Group) and is_inside:
+            yield from _hdf5_datasets(item, f"{name}/", (*above, group))
 
 
 def _from_table(path: Path, kind: Format) -> Columns:
