@@ -10,6 +10,7 @@ import pytest
 import torch
 from contract import SETTINGS, update
 
+from tianshou_ext import processor
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy.compiled import EAGER_STEPS, Adam, CompiledStep, clip_norm
 
@@ -20,14 +21,14 @@ VECTORS = [s for s in SETTINGS if s.obs == "vector"]
 CLONES = ("bc", "vector", "continuous")
 
 
-def same_as_eager(eager, compiled, buffer) -> None:
+def same_as_eager(eager, compiled, buffer, rtol=1e-3, atol=1e-5) -> None:
     compiled.compile_step()
     for step, (a, b) in enumerate(
         zip(update(eager, buffer, times=8), update(compiled, buffer, times=8), strict=True)
     ):
         assert a.keys() == b.keys()
         for key in a:
-            assert np.isclose(a[key], b[key], rtol=1e-3, atol=1e-5), (step, key, a[key], b[key])
+            assert np.isclose(a[key], b[key], rtol, atol), (step, key, a[key], b[key])
 
 
 def halving(policy) -> None:
@@ -54,6 +55,22 @@ def test_compiled_steps_learn_the_same_along_a_schedule(make_policy, make_buffer
 def test_compiled_steps_learn_the_same_for_every_method(setting, make_policy, make_buffer):
     eager, compiled = make_policy(*setting.kinds), make_policy(*setting.kinds)
     same_as_eager(eager, compiled, make_buffer(*setting.kinds[1:]))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not processor._has_bf16(torch.device("cpu")),
+    reason="needs a processor with instructions for bfloat16",
+)
+@pytest.mark.parametrize("method", ["iql", "td3_bc", "sac_n"])
+def test_compiled_steps_in_bf16_learn_nearly_the_same(method, make_policy, make_buffer):
+    """One step sees weights that the same step has changed, rounded anew."""
+    kinds = (method, *CLONES[1:])
+    eager, compiled = make_policy(*kinds), make_policy(*kinds)
+    for policy in (eager, compiled):
+        policy.set_precision("bf16")
+    same_as_eager(eager, compiled, make_buffer(*kinds[1:]), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
