@@ -73,6 +73,12 @@ def _has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(asked())
 
 
+def has_bf16_units(device: str | torch.device) -> bool:
+    """Whether it is a CPU with units for products in bfloat16 (AMX), many times as fast there."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # not in older torch
+    return torch.device(device).type == "cpu" and bool(asked())
+
+
 @contextlib.contextmanager
 def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
     """Compute in a precision, by ``fast_products``.

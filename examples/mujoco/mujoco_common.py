@@ -35,8 +35,9 @@ from tianshou_ext.experiment import (
     watch,
 )
 from tianshou_ext.policy import OfflinePolicy
+from tianshou_ext.policy.compiled import check_compiler
 from tianshou_ext.policy.in_context import InContextPolicy, Solo
-from tianshou_ext.processor import Precision
+from tianshou_ext.processor import Precision, has_bf16_units
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 LAST = 10
@@ -192,6 +193,8 @@ def train(
         return []
     if args.compile:
         policy.compile_step()
+    elif args.precision == "fp32" and gains_by_compiling(policy, args.device):
+        print("hint: --compile --precision bf16 takes about half the time on this processor")
     policy.set_precision(args.precision)
     if scheduler is not None and not args.online_steps:
         policy.lr_scheduler = scheduler(policy, args.epoch * args.update_per_epoch)
@@ -218,6 +221,15 @@ def train(
         f"last {min(LAST, len(returns))} tests {said[1]}, behaviour {said[2]}; see {folder}"
     )
     return rows
+
+
+def gains_by_compiling(policy: OfflinePolicy, device: str) -> bool:
+    """Whether compiled steps in bf16 work and are known to be much faster (docs/benchmarks.md)."""
+    try:
+        check_compiler(torch.device(device))
+    except InputError:
+        return False
+    return has_bf16_units(device) and not isinstance(policy, InContextPolicy)
 
 
 def go_online(

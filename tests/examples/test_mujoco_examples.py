@@ -277,6 +277,20 @@ def test_a_preset_is_said_and_flags_go_before_it(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_flags_that_would_be_faster_are_named(tmp_path, monkeypatch, capsys):
+    common = importlib.import_module("mujoco_common")
+
+    def said(name, has_units):
+        monkeypatch.setattr(common, "has_bf16_units", lambda device: has_units)
+        monkeypatch.setattr(common, "check_compiler", lambda device: None)
+        run(name, tmp_path / f"{name}{has_units}")
+        return "hint: --compile --precision bf16" in capsys.readouterr().out
+
+    assert said("mujoco_bc", True)
+    assert not said("mujoco_bc", False)
+    assert not said("mujoco_dt", True)
+
+
 def test_a_preset_with_an_unknown_field_gets_one_sentence(monkeypatch):
     presets = importlib.import_module("presets")
     row = presets.Preset("td3_bc", "*", "*", {"alhpa": 7.0}, "me")
