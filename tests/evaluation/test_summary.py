@@ -57,6 +57,21 @@ def test_methods_make_rows_of_their_own_and_the_test_before_training_does_not_co
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_runs_that_went_online_are_rows_of_their_own(runs: Path):
+    """They would else be taken for further seeds of runs with as many gradient steps."""
+    folder = runs / "iql" / "0_online"
+    write_run(folder, [0.0, 1000.0, 1000.0, 3000.0], **facts(0))
+    lines = (folder / "progress.csv").read_text().splitlines()
+    steps = ["env_step", 0, 0, 0, 500]
+    lines = [f"{line},{step}" for line, step in zip(lines, steps, strict=True)]
+    lines[-1] = lines[-1].replace("3,300,", f"3,{100 * (LAST + 1)},", 1)
+    (folder / "progress.csv").write_text("\n".join(lines) + "\n")
+    summary = report([runs])
+    assert [group.seeds for group in summary.groups] == [[0, 1, 2], [0]]
+    assert summary.groups[1].scores == pytest.approx([float(normalized_score("Hopper-v4", 3000))])
+    assert "| iql | 1,100 | 500 | 0 |" in str(summary)
+
+
 def test_a_task_without_reference_scores_has_returns(tmp_path: Path):
     write_run(tmp_path / "Pendulum-v1" / "0", [-1000.0, -200.0, -300.0])
     summary = report([tmp_path])

@@ -1,6 +1,7 @@
 """Scores of runs over seeds: what stands in a table, from the ``progress.csv`` of each run.
 
-A run's score is the mean over its last tests, never its best one. Over seeds: interquartile mean
+A run's score is the mean over its last tests, of one that went online those online; never its best
+one. Over seeds: interquartile mean
 with a stratified bootstrap interval of 95 % (Agarwal et al., "Deep Reinforcement Learning at the
 Edge of the Statistical Precipice", NeurIPS 2021, arXiv 2108.13264), computed by rliable.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ LAST = 10
 class Group:
     """Runs that differ in their seed only.
 
-    :param facts: task, dataset, label and number of gradient steps, all the same in the runs.
+    :param facts: task, dataset, label, number of gradient steps and of environment steps (0
+        without an online phase), all the same in the runs.
     :param scores: of each run.
     """
 
@@ -51,8 +53,9 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            "| task | data | method | steps | seeds | IQM (95 %) | each | last test | best test |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| task | data | method | steps | acted | seeds | IQM (95 %) | each | last test "
+            "| best test |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for group in self.groups:
             facts, spread = group.facts, f"{group.interval[0]:.1f} to {group.interval[1]:.1f}"
@@ -62,6 +65,7 @@ class Summary:
                 facts["dataset"],
                 facts["label"],
                 f"{facts['steps']:,}",
+                f"{facts['env_steps']:,}",
                 ", ".join(map(str, group.seeds)),
                 iqm if group.normalised else f"{iqm} (returns)",
                 *(", ".join(f"{x:.1f}" for x in s) for s in (group.scores, group.last, group.best)),
@@ -83,8 +87,9 @@ def report(runs: Sequence[Path], /, *, json_out: Path | None = None) -> Summary:
         rows = read_progress(folder / PROGRESS)
         if len(rows) < 2:  # no test after training has begun
             continue
-        facts = _facts(folder, int(rows[-1]["step"]))
-        returns = np.array([row["return_mean"] for row in rows[1:]])
+        facts = _facts(folder, rows[-1])
+        online = [row for row in rows if row.get("env_step", 0)]
+        returns = np.array([row["return_mean"] for row in online or rows[1:]])
         try:
             scores, normalised = normalized_score(facts["task"], returns), True
         except InputError:
@@ -113,8 +118,11 @@ def report(runs: Sequence[Path], /, *, json_out: Path | None = None) -> Summary:
     return summary
 
 
-def _facts(folder: Path, steps: int) -> dict[str, Any]:
-    """Return what a run says about itself; runs of other origin go by their folder."""
+def _facts(folder: Path, end: Mapping[str, float]) -> dict[str, Any]:
+    """Return what a run says about itself; runs of other origin go by their folder.
+
+    :param end: the last row of its progress.
+    """
     about: dict[str, Any] = defaultdict(str)
     if (folder / "run.json").exists():
         about |= json.loads((folder / "run.json").read_text())
@@ -122,7 +130,8 @@ def _facts(folder: Path, steps: int) -> dict[str, Any]:
         "task": about["task"] or folder.parent.name,
         "dataset": about["dataset"],
         "label": about["label"] or about["method"],
-        "steps": steps,
+        "steps": int(end["step"]),
+        "env_steps": int(end.get("env_step", 0)),
         "seed": about["seed"] or 0,
     }
 
