@@ -73,10 +73,10 @@ def _has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(asked())
 
 
-def has_bf16_units(device: str | torch.device) -> bool:
-    """Whether it is a CPU with units for products in bfloat16 (AMX), many times as fast there."""
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether it is a CPU with units for products in bfloat16 (AMX)."""
     asked = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # not in older torch
-    return torch.device(device).type == "cpu" and bool(asked())
+    return device.type == "cpu" and bool(asked())
 
 
 @contextlib.contextmanager

@@ -193,8 +193,8 @@ def train(
         return []
     if args.compile:
         policy.compile_step()
-    elif args.precision == "fp32" and gains_by_compiling(policy, args.device):
-        print("hint: --compile --precision bf16 takes about half the time on this processor")
+    elif args.precision == "fp32" and gains_by_compiling(policy):
+        print("hint: --compile --precision bf16 makes gradient steps faster on this processor")
     policy.set_precision(args.precision)
     if scheduler is not None and not args.online_steps:
         policy.lr_scheduler = scheduler(policy, args.epoch * args.update_per_epoch)
@@ -223,13 +223,13 @@ def train(
     return rows
 
 
-def gains_by_compiling(policy: OfflinePolicy, device: str) -> bool:
-    """Whether compiled steps in bf16 work and are known to be much faster (docs/benchmarks.md)."""
+def gains_by_compiling(policy: OfflinePolicy) -> bool:
+    """Whether compiled steps in bf16 work and were measured to be faster (docs/benchmarks.md)."""
     try:
-        check_compiler(torch.device(device))
+        check_compiler(policy.device)
     except InputError:
         return False
-    return has_bf16_units(device) and not isinstance(policy, InContextPolicy)
+    return has_bf16_units(policy.device) and not isinstance(policy, InContextPolicy)
 
 
 def go_online(

@@ -307,7 +307,7 @@ def level_file(
 def write_level(
     path: Path, task: str, level: str, steps: int, *, seed: int, show_progress: bool = True
 ) -> dict[str, Any]:
-    """Collect a level's data set; the same arguments give the same bytes.
+    """Collect a level's data set; the same arguments and versions give the same bytes.
 
     :return: the provenance.
     :raises InputError: if the task lacks the level or is not of vectors and bounded actions, or

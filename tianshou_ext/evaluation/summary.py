@@ -1,9 +1,9 @@
 """Scores of runs over seeds: what stands in a table, from the ``progress.csv`` of each run.
 
 A run's score is the mean over its last tests, of one that went online those online; never its best
-one. Over seeds: interquartile mean
-with a stratified bootstrap interval of 95 % (Agarwal et al., "Deep Reinforcement Learning at the
-Edge of the Statistical Precipice", NeurIPS 2021, arXiv 2108.13264), computed by rliable.
+one. Over seeds: interquartile mean with a stratified bootstrap interval of 95 % (Agarwal et al.,
+"Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021, arXiv
+2108.13264), computed by rliable.
 """
 
 from __future__ import annotations
