@@ -122,6 +122,12 @@ def test_unknown_options_give_the_known_ones():
         make_config(config_class, None, {"weight": 1, "alpha": 2})
 
 
+def test_a_config_of_another_method_is_refused_by_the_fields_that_are_not_known():
+    given = METHODS["iql"].config_class(expectile=0.8)
+    with pytest.raises(InputError, match=r"options of TD3BCConfig .*got expectile, inv_temp"):
+        make_config(METHODS["td3_bc"].config_class, given, {})
+
+
 def test_tianshous_names_set_our_fields():
     given = {"discount_factor": 0.5, "estimation_step": 3}
     config = make_config(PolicyConfig, None, given)

@@ -155,6 +155,17 @@ def test_training_without_tests_needs_no_environment_for_them(tmp_path: Path):
     assert (tmp_path / CHECKPOINT).exists()
 
 
+@pytest.mark.parametrize("options", [{"obs_norm": "standard"}, {"reward_norm": "standard"}])
+def test_normalisers_are_not_fitted_to_a_single_transition(options):
+    """A standard deviation of 0 made the networks' inputs a thousand times too large."""
+    (name,) = options
+    with pytest.raises(InputError, match=f"expected data to fit {name} standard to, got none"):
+        train(build(**options), random_steps=0)
+    policy = build(**options)
+    train(policy, random_steps=50)
+    assert policy.obs_norm is None or float(policy.obs_norm.scale.min()) > 0.01
+
+
 def test_environments_of_neighbouring_seeds_start_apart(monkeypatch):
     seeds: list[tuple[int, ...]] = []
 

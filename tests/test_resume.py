@@ -19,8 +19,9 @@ import resume_worker
 import torch
 from resume_worker import EPOCHS, UPDATES_PER_EPOCH
 
-from tianshou_ext.checkpoint import atomic_write, load_checkpoint, save_checkpoint
+from tianshou_ext.checkpoint import load_checkpoint, save_checkpoint
 from tianshou_ext.errors import InputError
+from tianshou_ext.files import atomic_write
 from tianshou_ext.policy import METHODS
 from tianshou_ext.trainer import CHECKPOINT, offline_trainer
 

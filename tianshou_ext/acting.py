@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tianshou_ext.checkpoint import atomic_write
 from tianshou_ext.data.online_buffer import (
     cut_episodes,
     make_online_buffer,
@@ -22,7 +21,8 @@ from tianshou_ext.data.online_buffer import (
     save_rows,
 )
 from tianshou_ext.divergence import OnDivergence
-from tianshou_ext.errors import InputError
+from tianshou_ext.errors import InputError, at_least_one
+from tianshou_ext.files import atomic_write
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.processor import flushed_denormals
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer, run_online, training_step
@@ -32,7 +32,6 @@ __all__ = [
     "DATA",
     "Acting",
     "act_and_learn",
-    "at_least_one",
     "env_seeds",
     "make_seeded_collector",
 ]
@@ -109,16 +108,6 @@ class Acting:
     def updates(self, online_steps: int, num_envs: int) -> int:
         """Return the gradient steps that go with so many environment steps, at an epoch's end."""
         return round((online_steps - self.first_steps(num_envs)) * self.update_per_step)
-
-
-def at_least_one(counts: Mapping[str, int]) -> None:
-    """Check numbers, by their names.
-
-    :raises InputError: if one is less than 1.
-    """
-    for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"expected {name} of at least 1, got {count}; change it")
 
 
 def act_and_learn(

@@ -7,9 +7,8 @@ and the versions that wrote it. ``torch.load(weights_only=True)`` reads it.
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 
 from tianshou_ext import __version__
 from tianshou_ext.errors import InputError
+from tianshou_ext.files import atomic_write
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.registry import method_name
 
@@ -35,30 +35,7 @@ RESTORED = (
     "eps",
     "run",
 )
-"""What a checkpoint of that layout holds beside the method, its config and the weights."""
-
-
-def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a temporary file beside ``path``, then rename it.
-
-    :raises OSError: if writing fails, for example on a full disk; ``path`` is then as before.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError.
-        raise OSError(
-            f"expected to write {path}, but that failed ({error}); make room or choose another "
-            "folder, what was there before is untouched"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+"""What a checkpoint of that layout must hold beside the method, its config and the weights."""
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -13,3 +15,13 @@ class InputError(ValueError):
 
 class DivergenceError(InputError):
     """Training left what can be right: NaN, or values that no rewards of the data add up to."""
+
+
+def at_least_one(counts: Mapping[str, int]) -> None:
+    """Check numbers, by their names.
+
+    :raises InputError: if one is less than 1.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"expected {name} of at least 1, got {count}; change it")

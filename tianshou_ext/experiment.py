@@ -12,18 +12,17 @@ import torch
 from gymnasium.spaces import Discrete
 from tianshou.data import VectorReplayBuffer
 
-from tianshou_ext.acting import at_least_one
 from tianshou_ext.analysis.curves import plot_curves, plot_finetuning
 from tianshou_ext.checkpoint import load_policy
 from tianshou_ext.data.mixing import Mixing
 from tianshou_ext.divergence import OnDivergence
-from tianshou_ext.errors import InputError
+from tianshou_ext.errors import InputError, at_least_one
 from tianshou_ext.evaluation.finetuning import summarize_finetuning
 from tianshou_ext.evaluation.scores import score_function
 from tianshou_ext.online import offline_to_online_trainer
 from tianshou_ext.policy import OfflinePolicy, get_method
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer
-from tianshou_ext.trainer import offline_trainer
+from tianshou_ext.trainer import BEST, offline_trainer
 
 
 class RunArgs(Protocol):
@@ -228,10 +227,12 @@ def fine_tune(
 
 def link_best(folder: Path) -> None:
     """Let ``policy.pth`` beside the run's folder point at the newest run's best policy."""
-    link = folder.parent / "policy.pth"
-    if (folder / "policy.pth").exists():
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(folder.name) / "policy.pth")
+    link = folder.parent / BEST
+    if (folder / BEST).exists():
+        partial = link.with_name(f"{link.name}.{os.getpid()}.partial")
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(Path(folder.name) / BEST)
+        partial.replace(link)  # other seeds may end at the same moment
 
 
 def render_mode() -> str:
@@ -274,15 +275,24 @@ def watch(env: Any, choose: Callable[[Any], Any], path: Path, frames_per_second:
 
 
 def write_video(frames: list[Any], path: Path, frames_per_second: int = 15) -> Path:
-    """Write RGB frames (H, W, 3) as an mp4; small ones twice as large."""
-    import cv2
+    """Write RGB frames (H, W, 3) as an mp4; small ones twice as large.
 
+    :raises InputError: if OpenCV is missing, or cannot write such a file.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(
+            "expected OpenCV to write a video, found none; pip install opencv-python-headless"
+        ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames[0].shape[:2]
     scale = 2 if height < 300 else 1
     size = (scale * width, scale * height)
     codec = cv2.VideoWriter.fourcc(*"mp4v")
     video = cv2.VideoWriter(str(path), codec, frames_per_second, size)
+    if not video.isOpened():
+        raise InputError(f"expected OpenCV to write {path}, which it cannot here; see its message")
     for frame in frames:
         large = cv2.resize(frame, size, interpolation=cv2.INTER_NEAREST)
         video.write(large[:, :, ::-1])

@@ -18,18 +18,17 @@ from tianshou_ext.acting import (
     DATA,
     Acting,
     act_and_learn,
-    at_least_one,
     env_seeds,
     make_seeded_collector,
 )
 from tianshou_ext.data.mixing import Mixing
 from tianshou_ext.data.online_buffer import make_online_buffer
 from tianshou_ext.divergence import OnDivergence
-from tianshou_ext.errors import InputError
+from tianshou_ext.errors import InputError, at_least_one
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.checks import check_environment, check_learns_online
 from tianshou_ext.tianshou_api import ReplayBuffer
-from tianshou_ext.trainer import CHECKPOINT, describe_run, offline_trainer, resume_run
+from tianshou_ext.trainer import CHECKPOINT, FACTS, describe_run, offline_trainer, resume_run
 
 __all__ = ["offline_to_online_trainer", "online_trainer"]
 
@@ -79,7 +78,8 @@ def online_trainer(
     :param on_epoch: called with the number of the epoch that ended and the policy.
     :param about: facts for ``run.json`` beside the trainer's own: task, label.
     :return: a row per test, as ``offline_trainer``.
-    :raises InputError: if a count is out of its range, or the checkpoint is of another run.
+    :raises InputError: if a count is out of its range, observations or rewards are to be
+        normalised by data of which there are none, or the checkpoint is of another run.
     """
     acting = Acting(
         max_epoch=max_epoch,
@@ -100,6 +100,7 @@ def online_trainer(
     forget_steps(policy, folder)
     check_settings(folder, asdict(acting))
     run = resume_run(policy, folder, resume)
+    check_normalisers(policy, random_steps)
     describe_run(policy, folder, {**asdict(acting), **(about or {})})
     return act_and_learn(
         policy,
@@ -263,14 +264,28 @@ def forget_steps(policy: OfflinePolicy, folder: Path | None) -> None:
         policy.online_steps = 0
 
 
+def check_normalisers(policy: OfflinePolicy, random_steps: int) -> None:
+    """Check that there will be data to fit normalisers to, before the first gradient step.
+
+    :raises InputError: if there are not: they would be fitted to a single transition.
+    """
+    for name in ("obs_norm", "reward_norm"):
+        norm = getattr(policy, name)
+        if norm is not None and not bool(norm.is_fitted) and not random_steps:
+            raise InputError(
+                f"expected data to fit {name} {norm.kind} to, got none before the first gradient "
+                f"step; pass random_steps, or build the policy with {name}='none'"
+            )
+
+
 def check_settings(folder: Path | None, settings: Mapping[str, Any]) -> None:
     """Check that a run that has begun to act goes on as it was; its epochs in all may be others.
 
     :raises InputError: if a setting differs from what ``run.json`` says.
     """
-    if folder is None or not (folder / "run.json").exists() or not any(folder.glob("buffer_*")):
+    if folder is None or not (folder / FACTS).exists() or not any(folder.glob("buffer_*")):
         return
-    noted = json.loads((folder / "run.json").read_text())
+    noted = json.loads((folder / FACTS).read_text())
     before = {**noted, **noted.get("online", {}), **noted.get("mixing", {})}
     differing = [
         f"{name} was {before[name]}, is {value}"

@@ -6,7 +6,7 @@ package sees the names exported here and the same behaviour:
 
 - ``BasePolicy``: on 1.2 Tianshou's own; on 2.x an offline *and* off-policy algorithm whose inner
   ``Policy`` acts by asking its owner.
-- ``TrainingStats``, ``Collector``, ``CollectStats``: Tianshou's.
+- ``TrainingStats``, ``Collector``: Tianshou's.
 - ``run_offline``: Tianshou's own offline trainer, able to start in the middle of an epoch.
 - ``run_online``: Tianshou's own off-policy trainer.
 - ``training_step``: the context in which Tianshou allows ``policy.update``.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import tianshou
 import torch
-from tianshou.data import Collector, CollectStats, ReplayBuffer
+from tianshou.data import Collector, ReplayBuffer
 from tianshou.utils import BaseLogger
 from tianshou.utils.torch_utils import policy_within_training_step
 
@@ -29,7 +29,6 @@ __all__ = [
     "LINE",
     "BaseLogger",
     "BasePolicy",
-    "CollectStats",
     "Collector",
     "ReplayBuffer",
     "TrainingStats",
@@ -114,6 +113,14 @@ if TYPE_CHECKING or LINE >= 2:
         @property
         def action_type(self) -> str:
             return str(self.policy.action_type)
+
+        @property
+        def action_scaling(self) -> bool:
+            return bool(self.policy.action_scaling)
+
+        @property
+        def action_bound_method(self) -> Any:
+            return self.policy.action_bound_method
 
         def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
             raise NotImplementedError

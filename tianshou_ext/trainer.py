@@ -14,17 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from tianshou_ext.checkpoint import atomic_write, load_checkpoint, save_checkpoint, versions
+from tianshou_ext.checkpoint import load_checkpoint, save_checkpoint, versions
 from tianshou_ext.data.digest import data_digest
 from tianshou_ext.divergence import DivergenceWatch, OnDivergence
-from tianshou_ext.errors import InputError
+from tianshou_ext.errors import InputError, at_least_one
+from tianshou_ext.files import atomic_write
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.registry import method_name
 from tianshou_ext.processor import flushed_denormals
 from tianshou_ext.tianshou_api import BaseLogger, Collector, ReplayBuffer, run_offline
 
-CHECKPOINT = "checkpoint.pt"
-PROGRESS = "progress.csv"
+CHECKPOINT, BEST, FACTS, PROGRESS = "checkpoint.pt", "policy.pth", "run.json", "progress.csv"
+"""Files of a run: all of its state, the policy at its best test, what it is, a row per test."""
 PROGRESS_COLUMNS = (
     "epoch",
     "step",
@@ -95,7 +96,7 @@ class RunLogger(BaseLogger):
         return self.seconds_before + time.monotonic() - self.start
 
     def save(self) -> None:
-        """Write the checkpoint, unless the policy has diverged."""
+        """Write the checkpoint; of a policy that has diverged only if that is to warn."""
         self.watch.check(weights=True)
         if self.folder is not None:
             self.write_checkpoint(self.folder)
@@ -148,7 +149,7 @@ class RunLogger(BaseLogger):
         if self.folder is not None:
             self._write_progress(self.folder / PROGRESS)
             if self.best is None or mean > self.best:
-                save_checkpoint(self.policy, self.folder / "policy.pth")
+                save_checkpoint(self.policy, self.folder / BEST)
         self.best = mean if self.best is None else max(self.best, mean)
 
     def _write_progress(self, path: Path) -> None:
@@ -253,7 +254,7 @@ def describe_run(policy: OfflinePolicy, folder: Path | None, about: Mapping[str,
         left_behind.unlink()
     facts = {"method": method_name(policy), "config": asdict(policy.config), **about}
     text = json.dumps({**facts, "versions": versions()}, indent=2)
-    atomic_write(folder / "run.json", lambda partial: partial.write_text(text))
+    atomic_write(folder / FACTS, lambda partial: partial.write_text(text))
 
 
 def offline_trainer(
@@ -312,11 +313,10 @@ def offline_trainer(
         "log_interval": log_interval,
         "save_interval": update_per_epoch if save_interval is None else save_interval,
     }
-    for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"expected {name} of at least 1, got {count}; change it")
+    at_least_one(counts)
     folder = None if logdir is None else Path(logdir)
     run = resume_run(policy, folder, resume, buffer)
+    policy.show_progress = show_progress
     if folder is not None:
         policy.on_progress = lambda: save_checkpoint(policy, folder / CHECKPOINT, run)
     with flushed_denormals():

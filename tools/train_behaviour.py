@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from tianshou.env import DummyVectorEnv
 
-from tianshou_ext.checkpoint import atomic_write
 from tianshou_ext.cli import launch
 from tianshou_ext.envs.mujoco import make_mujoco_env, resolve_task
+from tianshou_ext.files import atomic_write
 from tianshou_ext.online import online_trainer
 from tianshou_ext.policy import OfflinePolicy, SACNPolicy
 

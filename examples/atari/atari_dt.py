@@ -6,12 +6,12 @@ from typing import Any, cast
 
 from atari_common import MAX_SMOKE_FRAMES, OfflineArgs, train
 
-from tianshou_ext.analysis.rollouts import load_run_policy
 from tianshou_ext.cli import launch
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
 from tianshou_ext.evaluation.targets import report_targets
 from tianshou_ext.experiment import run_folder
 from tianshou_ext.policy.in_context import InContextPolicy
+from tianshou_ext.runs import load_run_policy
 
 
 @dataclass

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from atari_common import AtariArgs, apply_smoke, build_policy, greedy, watch_policy
 from tianshou.data import VectorReplayBuffer
 
+from tianshou_ext.acting import Acting
 from tianshou_ext.cli import launch
 from tianshou_ext.data.collect import collect_atari
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
@@ -80,6 +81,15 @@ def main(args: Args) -> None:
     if args.smoke:
         args.epoch, args.step_per_epoch, args.step_per_collect, args.training_num = 1, 20, 10, 1
     use_threads(args.threads)
+    acting = Acting(
+        max_epoch=args.epoch,
+        step_per_epoch=args.step_per_epoch,
+        batch_size=args.batch_size,
+        update_per_step=args.update_per_step,
+        step_per_collect=args.step_per_collect,
+        episode_per_test=args.test_num,
+    )
+    acting.collect(args.training_num)  # refuses what does not add up to whole epochs
     env = make_atari_env(args.task, seed=args.seed, frame_stack=args.frames_stack)
     policy = build_policy(args, "discrete_cql", env)
     folder = run_folder(args.logdir, args.task, "qrdqn", args.seed)
@@ -110,7 +120,7 @@ def main(args: Args) -> None:
         save_interval=10_000,
         log_interval=100,
         batch_size=args.batch_size,
-        update_per_epoch=max(1, round(args.step_per_epoch * args.update_per_step)),
+        update_per_epoch=acting.update_per_epoch,
         run={},
         tensorboard=True,
     )

@@ -21,7 +21,7 @@ from tianshou.env import DummyVectorEnv
 
 from tianshou_ext.analysis.curves import new_figure, write_figure
 from tianshou_ext.analysis.rollouts import Player, play, summarise
-from tianshou_ext.checkpoint import atomic_write, save_checkpoint
+from tianshou_ext.checkpoint import save_checkpoint
 from tianshou_ext.cli import launch
 from tianshou_ext.data.cellworld_play import level_file, task_of
 from tianshou_ext.data.hdf5 import load_buffer
@@ -37,6 +37,7 @@ from tianshou_ext.experiment import (
     run_folder,
     use_threads,
 )
+from tianshou_ext.files import atomic_write
 from tianshou_ext.online import offline_to_online_trainer
 from tianshou_ext.planning import Schedule, TLPPOPlanner
 from tianshou_ext.policy import PlannerGreedyPolicy

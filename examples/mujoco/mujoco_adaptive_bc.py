@@ -62,9 +62,14 @@ def references(args: Args) -> dict[str, Any]:
         return {} if r_max is None else {"r_max": r_max}
     if args.return_low is not None or args.return_high is not None:
         return {}
+    return reference_returns(args.task)
+
+
+def reference_returns(task: str) -> dict[str, float]:
+    """Return what counts as 0 and as 1 on a task of D4RL's; nothing on others."""
     try:
-        known = reference_scores(args.task)
-    except InputError:  # no task of D4RL's
+        known = reference_scores(task)
+    except InputError:
         return {}
     return {"return_low": known.minimum, "return_high": known.maximum}
 

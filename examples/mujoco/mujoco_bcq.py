@@ -28,7 +28,7 @@ class Args(OfflineArgs):
 
 
 def main(args: Args) -> list[dict[str, float]]:
-    return train(args, "bcq", config_defaults={"batch_size": 100})
+    return train(args, "bcq")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from presets import PRESETS, preset_for
+from presets import BATCH_SIZES, PRESETS, preset_for
 from tianshou.env import DummyVectorEnv
 
 from tianshou_ext.data.behaviour import LEVELS
@@ -73,7 +73,7 @@ class OfflineArgs:
     reward_norm: RewardNorm | None = None
     """return_range: returns span 1000; standard: by mean and std; none; others as they say."""
     batch_size: int | None = None
-    """Transitions a gradient step; the preset's, or 256."""
+    """Transitions a gradient step; the preset's, or the method's: 256 for most."""
     epoch: int = 10
     """Epochs in all."""
     update_per_epoch: int = 10_000
@@ -177,7 +177,7 @@ def train(
     use_threads(args.threads)
     args.task = resolve_task(args.task)
     options = resolve_options(args, method, name, config_defaults or {})
-    args.batch_size = options.pop("batch_size", 256)
+    args.batch_size = options.pop("batch_size", BATCH_SIZES.get(name, 256))
     env = make_mujoco_env(args.task)
     policy = make_policy(
         method,

@@ -6,13 +6,13 @@ from typing import Any, cast
 
 from mujoco_common import MAX_SMOKE_STEPS, OfflineArgs, data_name, train
 
-from tianshou_ext.analysis.rollouts import load_run_policy
 from tianshou_ext.cli import launch
 from tianshou_ext.envs.mujoco import make_mujoco_env, make_mujoco_venv, resolve_task
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.targets import report_targets
 from tianshou_ext.experiment import run_folder
 from tianshou_ext.policy.in_context import InContextPolicy
+from tianshou_ext.runs import load_run_policy
 
 
 @dataclass
@@ -58,7 +58,7 @@ def main(args: Args) -> list[dict[str, float]]:
             f"expected --context-len of at most the {limit} steps after which {args.task} ends an "
             f"episode, got {args.context_len}; use a shorter context"
         )
-    rows = train(args, "decision_transformer", name="dt", config_defaults={"batch_size": 64})
+    rows = train(args, "decision_transformer", name="dt")
     if not args.watch:
         run = f"dt/{data_name(args)}"
         play_all(args, run_folder(args.logdir, args.task, run, args.seed), at_least=2)

@@ -5,6 +5,7 @@ python mujoco_finetune.py --method spot --task Hopper-v4 --dataset medium --onli
 
 from dataclasses import dataclass
 
+from mujoco_adaptive_bc import reference_returns
 from mujoco_common import OfflineArgs, train
 
 from tianshou_ext.cli import launch
@@ -24,7 +25,8 @@ class Args(OfflineArgs):
 
 
 def main(args: Args) -> list[dict[str, float]]:
-    return train(args, args.method)
+    own = reference_returns(args.task) if args.method == "adaptive_bc" else {}
+    return train(args, args.method, config_defaults=own)
 
 
 if __name__ == "__main__":

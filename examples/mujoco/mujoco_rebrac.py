@@ -35,7 +35,7 @@ class Args(OfflineArgs):
 
 
 def main(args: Args) -> list[dict[str, float]]:
-    return train(args, "rebrac", config_defaults={"batch_size": 1024})
+    return train(args, "rebrac")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from tianshou_ext.errors import InputError
 from tianshou_ext.policy import get_method
 
 ROBOTS = ("halfcheetah", "hopper", "walker2d")
+BATCH_SIZES = {"bcq": 100, "rebrac": 1024, "dt": 64}
+"""Transitions a gradient step of the papers, without a preset; the others' are 256."""
 SAME_CONFIG = {"lb_sac": "sac_n"}
 """Names that are another method with other settings."""
 

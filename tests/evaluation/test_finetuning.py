@@ -37,5 +37,12 @@ def test_no_dip():
 
 @pytest.mark.parametrize("given", [([1], []), ([], [1])])
 def test_a_run_without_one_of_the_phases_is_refused(given):
-    with pytest.raises(InputError, match="expected tests before and after the first online step"):
+    with pytest.raises(InputError, match="expected tests before and after learning online"):
         summarize_finetuning(rows(*given))
+
+
+def test_without_an_offline_phase_it_starts_where_it_begins_to_learn():
+    """Such a run with a warm-up has no test before its first environment step."""
+    first = {"env_step": 40, "return_mean": 30.0}
+    result = summarize_finetuning([first, *rows([], [20, 35])])
+    assert (result.start, result.dip, result.recovered_step) == (30, 10, 200)

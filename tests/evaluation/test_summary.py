@@ -72,6 +72,24 @@ def test_runs_that_went_online_are_rows_of_their_own(runs: Path):
     assert "| iql | 1,100 | 500 | 0 |" in str(summary)
 
 
+def test_runs_with_other_settings_are_rows_of_their_own_that_name_them(tmp_path: Path):
+    """They were taken for further seeds of one method."""
+    for alpha in (2.5, 100.0):
+        config = {"alpha": alpha, "lr": 3e-4}
+        write_run(tmp_path / str(alpha), [0.0, 10 * alpha], **facts(0, "td3_bc"), config=config)
+    summary = report([tmp_path])
+    assert [group.seeds for group in summary.groups] == [[0], [0]]
+    assert [group.special for group in summary.groups] == [{"alpha": 100.0}, {"alpha": 2.5}]
+    assert "| td3_bc (alpha 100.0) |" in str(summary)
+    assert "lr" not in str(summary)
+
+
+def test_a_seed_that_is_there_twice_is_refused(runs: Path):
+    write_run(runs / "again", [0.0, 9999.0, *[1000.0] * LAST], **facts(1))
+    with pytest.raises(InputError, match=r"got seed 1 of the same .* in .*again and .*iql/1; give"):
+        report([runs])
+
+
 def test_a_task_without_reference_scores_has_returns(tmp_path: Path):
     write_run(tmp_path / "Pendulum-v1" / "0", [-1000.0, -200.0, -300.0])
     summary = report([tmp_path])

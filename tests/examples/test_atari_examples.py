@@ -167,6 +167,13 @@ def test_a_count_below_one_is_refused_before_anything_is_logged(name, count, tmp
     assert not (tmp_path / "log").exists()
 
 
+def test_games_that_do_not_fit_into_a_collection_are_refused(tmp_path):
+    """Every test fell between two epochs, and the untrained network was kept as the best."""
+    with pytest.raises(InputError, match="whole rounds of 8 environments, got 10; change"):
+        run("qrdqn", tmp_path, smoke=False, training_num=8)
+    assert not (tmp_path / "log").exists()
+
+
 def test_a_checkpoint_of_another_method_is_refused_and_kept(tmp_path):
     run("il", tmp_path)
     other = tmp_path / "log" / "PongNoFrameskip-v4" / "il" / "1626" / "checkpoint.pt"

@@ -97,6 +97,39 @@ def test_online_options_reach_the_run(tmp_path):
     assert about["online"]["warm_up_steps"] == 5
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("adaptive_bc", {"return_low": -20.272305, "return_high": 3234.3}),
+        ("bcq", {"batch_size": 100}),
+        ("rebrac", {"batch_size": 1024}),
+    ],
+)
+def test_fine_tuning_has_the_settings_of_the_methods_own_script(
+    method, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mujoco_common.apply_smoke", lambda args: {"max_episode_steps": 20})
+    small = {"dataset_steps": 300, "epoch": 1, "update_per_epoch": 1, "test_num": 1}
+    online = {"online_steps": 10, "online_steps_per_epoch": 10, "hidden_sizes": (8,)}
+    options = {**small, **online, "smoke": False, "preset": False}
+    run("mujoco_finetune", tmp_path, method=method, **options)
+    (folder,) = folders(tmp_path)
+    about = json.loads((folder / "run.json").read_text())
+    found = {**about["config"], "batch_size": about["batch_size"]}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_run_that_is_online_only_may_warm_up(tmp_path, monkeypatch, capsys):
+    """It crashed when all was done: no test of it comes before its first environment step."""
+    monkeypatch.setattr("mujoco_common.apply_smoke", lambda args: {"max_episode_steps": 20})
+    options = {"epoch": 0, "online_steps": 40, "online_steps_per_epoch": 20, "warm_up_steps": 10}
+    small = {"dataset_steps": 300, "batch_size": 8, "test_num": 1, "smoke": False}
+    rows = run("mujoco_td3_bc", tmp_path, **options, **small)
+    assert [(row["step"], row["env_step"]) for row in rows] == [(0, 10), (20, 30), (40, 50)]
+    assert "on Hopper-v4: offline " in capsys.readouterr().out
+    assert (folders(tmp_path)[0] / "curve.png").exists()
+
+
 @pytest.mark.parametrize("name", ["mujoco_bc", "mujoco_dt"])
 def test_what_only_clones_is_refused_online(name, tmp_path):
     with pytest.raises(InputError, match="expected a method that gets better by acting"):

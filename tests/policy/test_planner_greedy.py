@@ -428,6 +428,15 @@ def test_a_run_is_not_resumed_with_another_schedule(tmp_path: Path):
         load_checkpoint(other, tmp_path / "c.pt")
 
 
+def test_what_a_trainer_sets_reaches_the_agent():
+    """Else the training of SPOT's VAE, say, is saved by nobody, and lost with a killed run."""
+    policy = mixed()
+    agent = policy.agent
+    policy.show_progress, policy.metrics_interval, policy.on_progress = False, 7, lambda: None
+    assert (agent.show_progress, agent.metrics_interval) == (False, 7)
+    assert agent.on_progress is policy.on_progress
+
+
 def test_the_table_of_a_run_has_the_rate_and_the_scores_of_all_three(tmp_path: Path):
     policy = mixed(Schedule(duration=150, unit="steps"))
     train(policy, tmp_path)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tianshou_ext.checkpoint import atomic_write
 from tianshou_ext.errors import InputError
+from tianshou_ext.files import atomic_write
 
 __all__ = [
     "Arena",

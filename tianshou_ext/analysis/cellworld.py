@@ -30,19 +30,14 @@ from tianshou_ext.analysis.cellworld_tables import (
 from tianshou_ext.analysis.divergence import cell_counts, counts
 from tianshou_ext.analysis.likeness import Mouse, Subject, add_values, measure, references
 from tianshou_ext.analysis.page import Page
-from tianshou_ext.analysis.rollouts import (
-    Player,
-    Which,
-    goal_action,
-    load_run_policy,
-    play,
-    read_facts,
-)
+from tianshou_ext.analysis.rollouts import Player, goal_action, play
 from tianshou_ext.analysis.values import thoughts
-from tianshou_ext.checkpoint import atomic_write, versions
+from tianshou_ext.checkpoint import versions
 from tianshou_ext.data.hdf5 import load_buffer
 from tianshou_ext.data.save import save_buffer
 from tianshou_ext.errors import InputError
+from tianshou_ext.files import atomic_write
+from tianshou_ext.runs import Which, load_run_policy, read_facts
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 __all__ = ["CellworldReport", "keep_for_report", "report"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tianshou_ext.checkpoint import atomic_write
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import reference_scores
+from tianshou_ext.files import atomic_write
 from tianshou_ext.trainer import PROGRESS, read_progress
 
 
@@ -84,7 +84,8 @@ def plot_finetuning(
     shrink = min(1.0, online / 2 / offline) if offline else 1.0
     for label, several in curves.items():
         length = min(len(curve) for curve in several)
-        boundary = max(row["step"] for row in several[0] if not row["env_step"])
+        offline_steps = [row["step"] for row in several[0] if not row["env_step"]]
+        boundary = max(offline_steps, default=0.0)
         places = [
             row["env_step"] or shrink * (row["step"] - boundary) for row in several[0][:length]
         ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from tianshou_ext.checkpoint import atomic_write
+from tianshou_ext.files import atomic_write
 
 __all__ = ["Page"]
 

@@ -19,27 +19,21 @@ from tqdm import tqdm
 
 from tianshou_ext.analysis.divergence import mean_interval
 from tianshou_ext.analysis.values import thoughts
-from tianshou_ext.checkpoint import load_policy
 from tianshou_ext.data.convert.common import ordered_map
 from tianshou_ext.envs.cellworld import make_cellworld_env, nearest_action
 from tianshou_ext.errors import InputError
-from tianshou_ext.policy import OfflinePolicy, get_method
-from tianshou_ext.policy.config import make_config
+from tianshou_ext.runs import Which, load_run_policy
 
 __all__ = [
     "Episode",
     "Player",
     "goal_action",
-    "load_run_policy",
     "play",
-    "read_facts",
     "summarise",
 ]
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["run", "goal", "random", "planner"]
-Which = Literal["last", "best"]
-WEIGHTS = {"last": "checkpoint.pt", "best": "policy.pth"}
 MAX_STEPS = 10_000
 """Steps after which an episode without an end is an error of the environment."""
 
@@ -81,45 +75,6 @@ class Episode:
     terminated: bool
     captures: float
     survived: float
-
-
-def read_facts(folder: Path, name: str = "run.json") -> dict[str, Any]:
-    """Return what a run's folder says about itself.
-
-    :raises InputError: if the file is missing or damaged.
-    """
-    path = folder / name
-    if not path.exists():
-        raise InputError(
-            f"expected a run in {folder}, found no {name}; give the folder of a run whose training "
-            "has begun"
-        )
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(
-            f"expected JSON in {path}, got a damaged file ({error}); train the run again"
-        ) from error
-    return facts
-
-
-def load_run_policy(folder: Path, env: Any, which: Which = "last") -> OfflinePolicy:
-    """Return the policy of a run's folder, on the CPU.
-
-    :param which: ``last``: as the run left it; ``best``: at its best test.
-    :raises InputError: if the folder holds no run, or one for other spaces.
-    """
-    facts = read_facts(folder)
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["config"].items()}
-    method = get_method(facts["method"])
-    policy = method.policy_class.build(
-        env.observation_space,
-        env.action_space,
-        make_config(method.config_class, None, options),
-    )
-    load_policy(policy, folder / WEIGHTS[which])
-    policy.eval()
-    return policy
 
 
 def goal_action(env: Any) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tianshou_ext.checkpoint import atomic_write
 from tianshou_ext.data.blocks import BufferFile, flat_rows
 from tianshou_ext.errors import InputError
+from tianshou_ext.files import atomic_write
 
 __all__ = ["draw", "new_figure", "report_lines"]
 

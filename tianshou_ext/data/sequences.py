@@ -15,7 +15,7 @@ last row) has no known returns and is left out.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,11 +48,6 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.rtg)
-
-    def to(self, device: torch.device | str) -> Windows:
-        """Return the batch on ``device``."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        return Windows(**moved)
 
 
 class Sequences:

@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tianshou_ext.errors import InputError
+from tianshou_ext.files import atomic_write
 
 COMMIT = "c4c61106578238d2975be99d1c7a8c0ce071362b"
 SOURCE = f"https://raw.githubusercontent.com/germanespinosa/cellworld_data/{COMMIT}"
@@ -107,8 +108,6 @@ def _fetch_world(world: str, folder: Path) -> None:
 
 
 def _fetch(name: str, folder: Path) -> None:
-    from tianshou_ext.checkpoint import atomic_write
-
     with urllib.request.urlopen(f"{SOURCE}/{name}", timeout=TIMEOUT) as answer:
         data = answer.read()
     json.loads(data)  # what a captive portal sends is no JSON

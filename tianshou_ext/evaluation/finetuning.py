@@ -13,7 +13,7 @@ class Finetuning:
     """Of one run through both phases; returns are means over test episodes."""
 
     start: float
-    """Return of the last test before the first online step."""
+    """Return of the last test before the first gradient step online."""
     end: float
     """Return of the last test."""
     best: float
@@ -47,13 +47,15 @@ def summarize_finetuning(
 
     :param rows: what it returned, or ``read_progress``.
     :param score: from a return to a normalised score, 100 being an expert's.
-    :raises InputError: if there is no test before, or none after, the first online step.
+    :raises InputError: if there is no test before, or none after, the first gradient step online.
     """
-    before = [row["return_mean"] for row in rows if not row["env_step"]]
-    online = [(int(row["env_step"]), row["return_mean"]) for row in rows if row["env_step"]]
+    # Without an offline phase, a warm-up comes before the first test, which learning follows.
+    first = sum(1 for row in rows if not row["env_step"]) or 1
+    before = [row["return_mean"] for row in rows[:first]]
+    online = [(int(row["env_step"]), row["return_mean"]) for row in rows[first:]]
     if not before or not online:
         raise InputError(
-            "expected tests before and after the first online step, got "
+            "expected tests before and after learning online, got "
             f"{len(before)} and {len(online)}; pass test_envs, and train for an epoch online"
         )
     start, returns = before[-1], [one for _, one in online]

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from tianshou_ext.checkpoint import atomic_write
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import normalized_score
-from tianshou_ext.trainer import PROGRESS, read_progress
+from tianshou_ext.files import atomic_write
+from tianshou_ext.trainer import FACTS, PROGRESS, read_progress
 
 LAST = 10
 """Tests at the end of a run that make its score."""
@@ -31,8 +31,9 @@ class Group:
     """Runs that differ in their seed only.
 
     :param facts: task, dataset, label, number of gradient steps and of environment steps (0
-        without an online phase), all the same in the runs.
+        without an online phase), settings of the method, all the same in the runs.
     :param scores: of each run.
+    :param special: the settings in which other runs of the same label on the same data differ.
     """
 
     facts: dict[str, Any]
@@ -41,6 +42,8 @@ class Group:
     last: list[float] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    special: dict[str, Any] = field(default_factory=dict)
     iqm: float = 0.0
     interval: tuple[float, float] = (0.0, 0.0)
 
@@ -60,10 +63,11 @@ class Summary:
         for group in self.groups:
             facts, spread = group.facts, f"{group.interval[0]:.1f} to {group.interval[1]:.1f}"
             iqm = f"{group.iqm:.1f} ({spread})" if len(group.scores) > 1 else f"{group.iqm:.1f}"
+            special = ", ".join(f"{key} {value}" for key, value in group.special.items())
             cells = [
                 facts["task"],
                 facts["dataset"],
-                facts["label"],
+                f"{facts['label']} ({special})" if special else facts["label"],
                 f"{facts['steps']:,}",
                 f"{facts['env_steps']:,}",
                 ", ".join(map(str, group.seeds)),
@@ -79,10 +83,11 @@ def report(runs: Sequence[Path], /, *, json_out: Path | None = None) -> Summary:
 
     :param runs: folders of runs, or folders that hold some.
     :param json_out: write the numbers to this file too.
-    :raises InputError: if there is no run, or several seeds and rliable is missing.
+    :raises InputError: if there is no run, or one seed of a row twice, or several seeds and
+        rliable is missing.
     """
     folders = sorted({path.parent for run in runs for path in Path(run).rglob(PROGRESS)})
-    groups: dict[tuple[Any, ...], Group] = {}
+    groups: dict[str, Group] = {}
     for folder in folders:
         rows = read_progress(folder / PROGRESS)
         if len(rows) < 2:  # no test after training has begun
@@ -95,11 +100,18 @@ def report(runs: Sequence[Path], /, *, json_out: Path | None = None) -> Summary:
         except InputError:
             scores, normalised = returns, False
         seed = facts.pop("seed")
-        group = groups.setdefault(tuple(facts.values()), Group(facts, normalised))
+        group = groups.setdefault(json.dumps(facts, sort_keys=True), Group(facts, normalised))
+        if seed in group.seeds:
+            raise InputError(
+                f"expected one run for each seed, got seed {seed} of the same method, settings, "
+                f"data and steps in {group.folders[group.seeds.index(seed)]} and {folder}; give "
+                "the folders that are meant"
+            )
         group.scores.append(float(scores[-LAST:].mean()))
         group.last.append(float(scores[-1]))
         group.best.append(float(scores.max()))
         group.seeds.append(seed)
+        group.folders.append(str(folder))
     if not groups:
         raise InputError(
             f"expected runs with tests under {', '.join(map(str, runs))}, found none; give folders "
@@ -111,6 +123,7 @@ def report(runs: Sequence[Path], /, *, json_out: Path | None = None) -> Summary:
         group.iqm, group.interval = (
             (only, (only, only)) if single else interquartile_mean(group.scores)
         )
+    name_differences([*groups.values()])
     summary = Summary([*groups.values()])
     if json_out is not None:
         text = json.dumps([vars(group) for group in summary.groups], indent=1)
@@ -124,16 +137,30 @@ def _facts(folder: Path, end: Mapping[str, float]) -> dict[str, Any]:
     :param end: the last row of its progress.
     """
     about: dict[str, Any] = defaultdict(str)
-    if (folder / "run.json").exists():
-        about |= json.loads((folder / "run.json").read_text())
+    if (folder / FACTS).exists():
+        about |= json.loads((folder / FACTS).read_text())
     return {
         "task": about["task"] or folder.parent.name,
         "dataset": about["dataset"],
         "label": about["label"] or about["method"],
         "steps": int(end["step"]),
         "env_steps": int(end.get("env_step", 0)),
+        "settings": {**(about["config"] or {}), "batch_size": about["batch_size"]},
         "seed": about["seed"] or 0,
     }
+
+
+def name_differences(groups: Sequence[Group]) -> None:
+    """Note in ``special`` in which settings groups of one label on the same data differ."""
+    for group in groups:
+        same = ("task", "dataset", "label")
+        others = [o for o in groups if all(o.facts[key] == group.facts[key] for key in same)]
+        settings = group.facts["settings"]
+        group.special = {
+            key: value
+            for key, value in settings.items()
+            if any(other.facts["settings"].get(key) != value for other in others)
+        }
 
 
 def interquartile_mean(

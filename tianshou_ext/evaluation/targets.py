@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tianshou_ext.checkpoint import atomic_write
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import score_text
 from tianshou_ext.experiment import make_test_collector
+from tianshou_ext.files import atomic_write
 from tianshou_ext.policy.in_context import InContextPolicy
 
 TARGETS = "targets.csv"

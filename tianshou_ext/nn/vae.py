@@ -1,4 +1,4 @@
-"""A variational auto-encoder of actions: what BCQ, BEAR and SPOT model the data with."""
+"""A variational auto-encoder of actions: what BCQ and SPOT model the data with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tianshou_ext.nn.nets import Head, make_trunk
 
 LOG_STD_BOUNDS = (-4.0, 15.0)
-"""Of the encoder: official BCQ code; BEAR's and SPOT's are the same."""
+"""Of the encoder: official BCQ code; SPOT's are the same."""
 
 
 def mlp(width: int, hidden_sizes: Sequence[int], outputs: int) -> nn.Sequential:

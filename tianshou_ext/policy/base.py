@@ -97,6 +97,8 @@ class OfflinePolicy(Staging):
         self._optimism: tuple[int, float] | None = None
         self.on_progress: Callable[[], None] = do_nothing
         """Called now and then while preparing for a data set; a trainer saves the run there."""
+        self.show_progress = True
+        """Whether preparing for a data set shows a bar; a trainer sets it."""
         self.metrics_interval: int | None = None
         """Gradient steps between two transfers of metrics to the host: None means 1 on the CPU,
         where they cost nothing, and 100 elsewhere."""

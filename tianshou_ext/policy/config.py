@@ -68,15 +68,15 @@ def make_config(
 ) -> TConfig:
     """Return ``config`` with ``options`` laid over it, by our names or by Tianshou's.
 
-    :raises InputError: if an option is no field of the config.
+    :raises InputError: if an option, or a field of ``config``, is no field of the class.
     """
+    base = asdict(config) if config is not None else {}
     named = {TIANSHOU_NAMES.get(key, key): value for key, value in options.items()}
     known = {f.name for f in fields(config_class)}
-    unknown = sorted(set(named) - known)
+    unknown = sorted({*base, *named} - known)
     if unknown:
         raise InputError(
             f"expected options of {config_class.__name__} ({', '.join(sorted(known))}), "
             f"got {', '.join(unknown)}; rename or drop them"
         )
-    base = asdict(config) if config is not None else {}
     return config_class(**{**base, **named})

@@ -3,7 +3,7 @@
 Fujimoto, Conti, Ghavamzadeh, Pineau: "Benchmarking Batch Deep Reinforcement Learning Algorithms",
 arXiv 1910.01708. Official code: sfujim/BCQ, folder ``discrete_BCQ``.
 
-    allowed(a|s) = G(a|s) / max_b G(b|s) > threshold     G: softmax of the imitation logits
+    allowed(a|s) = G(a|s) / max_b G(b|s) >= threshold    G: softmax of the imitation logits
     a*           = argmax over allowed a of Q(s', a)     online network
     y            = r + gamma (1 - terminated) Qt(s', a*)
     L            = huber(Q(s, a), y) + nll(G, a) + imitation_logits_penalty * mean(logits^2)
@@ -41,7 +41,7 @@ class DiscreteBCQConfig(PolicyConfig):
     target_update_freq: int = 8000
     """Gradient steps between copies to the target network."""
     unlikely_action_threshold: float = 0.3
-    """An action is allowed where its probability is above this share of the most likely one's,
+    """An action is allowed where its probability is at least this share of the most likely one's,
     in [0, 1]; tau in the paper. 0 is double DQN, 1 is cloning."""
     imitation_logits_penalty: float = 0.01
     """Weight of the mean square of the imitation logits; theta in the paper."""

@@ -17,7 +17,7 @@ Differences from the paper: expectations over actions are exact; the critic is a
 Acme, where the paper's is distributional; on frames actor and critic share the convolutions.
 Differences from Tianshou's ``DiscreteCRRPolicy``: its advantage has shape (B, 1) against a (B,)
 log-probability, so every action is weighted by every other sample's advantage; it lets the actor's
-loss change the critic; it takes time-outs for terminals. Both are put right here.
+loss change the critic; it takes time-outs for terminals. All three are put right here.
 """
 
 from __future__ import annotations

@@ -110,12 +110,11 @@ class PlannerGreedyPolicy(BasePolicy):
         seed: int = 0,
     ) -> None:
         _check(agent, schedule, planner, mixture, store, time_limit)
-        inner: Any = getattr(agent, "policy", agent)  # Tianshou 2.x scales actions there
         super().__init__(
             action_space=agent.action_space,
             observation_space=agent.observation_space,
-            action_scaling=inner.action_scaling,
-            action_bound_method=inner.action_bound_method,
+            action_scaling=agent.action_scaling,
+            action_bound_method=agent.action_bound_method,
             lr_scheduler=agent.lr_scheduler,
         )
         self.agent = agent
@@ -151,6 +150,9 @@ class PlannerGreedyPolicy(BasePolicy):
     num_updates = _agents("num_updates", "Gradient steps of the agent.")
     online_steps = _agents("online_steps", "Environment steps since the agent went online.")
     eps = _agents("eps", "The agent's share of uniformly random actions.")
+    on_progress = _agents("on_progress", "Called now and then while the agent prepares.")
+    show_progress = _agents("show_progress", "Whether that shows a bar.")
+    metrics_interval = _agents("metrics_interval", "Gradient steps between two of its metrics.")
 
     @property
     def generators(self) -> dict[str, torch.Generator]:

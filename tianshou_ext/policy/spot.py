@@ -183,7 +183,8 @@ class SPOTPolicy(TD3BCPolicy):
         done, steps = int(self.num_vae_steps), self.config.vae_steps
         if done >= steps:
             return
-        with tqdm(total=steps, initial=done, desc="VAE", unit=" steps") as bar:
+        hide = not self.show_progress
+        with tqdm(total=steps, initial=done, desc="VAE", unit=" steps", disable=hide) as bar:
             for step in range(done, steps):
                 loss = self.vae_step(replay)
                 if step % 1000 == 0 or step == steps - 1:
