@@ -76,6 +76,14 @@ def test_divergence_is_named_and_stops_the_run(
     assert all(torch.isfinite(value).all() for value in kept["policy"].values())
 
 
+def test_small_rewards_are_no_divergence(make_policy, continuous_buffer, tmp_path: Path):
+    """Values of untrained networks, and the entropy's, do not shrink with the rewards."""
+    continuous_buffer.rew[:] *= 1e-6
+    policy = make_policy("sac_n", actions="continuous")
+    train(policy, continuous_buffer, tmp_path)
+    assert policy.num_updates == 40
+
+
 def test_without_a_checkpoint_none_is_said_to_be_kept(
     make_policy, continuous_buffer, tmp_path: Path
 ):

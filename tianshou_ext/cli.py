@@ -6,8 +6,9 @@ import importlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from tianshou_ext.errors import InputError
@@ -40,6 +41,17 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     },
 }
 """Commands and sub-commands, and the functions behind them; one is imported when it is called."""
+
+TIANSHOU_FLAGS: dict[str, str | None] = {
+    "epoch_num_steps": "step_per_epoch",
+    "num_test_envs": "test_num",
+    **dict.fromkeys(("alpha", "auto_alpha", "alpha_lr", "calibrated", "n_step")),
+    **dict.fromkeys(("buffer_size", "eval_freq", "exploration_noise", "start_timesteps")),
+    **dict.fromkeys(("log_interval", "logger", "render", "resume_id", "wandb_project")),
+    "scale_obs": None,
+}
+"""Flags of Tianshou's offline examples that are none of ours, and what they are here; None has no
+use. Where an example of ours has one of these names, that counts."""
 
 UNNAMED = {"report": "runs"}
 """The sub-command that is meant where none is named: ``report log`` is ``report runs log``."""
@@ -89,11 +101,46 @@ def _import_tyro() -> Any:
     return tyro
 
 
-def launch(main: Callable[[TArgs], Any], args_class: type[TArgs]) -> None:
-    """Parse the command line into ``args_class`` and run ``main``; leave with 2 on bad input."""
+def launch(
+    main: Callable[[TArgs], Any], args_class: type[TArgs], *, tianshou_flags: bool = False
+) -> None:
+    """Parse the command line into ``args_class`` and run ``main``; leave with 2 on bad input.
+
+    :param tianshou_flags: take the flags of Tianshou's example of the same name too.
+    """
     tyro = _import_tyro()
+    argv = sys.argv[1:]
     with one_sentence():
-        main(tyro.cli(args_class, description=sys.modules["__main__"].__doc__))
+        if tianshou_flags:
+            argv = our_flags(argv, {field.name for field in fields(args_class)})  # type: ignore[arg-type]
+        main(tyro.cli(args_class, description=sys.modules["__main__"].__doc__, args=argv))
+
+
+def our_flags(argv: Sequence[str], known: Collection[str]) -> list[str]:
+    """Rename flags of Tianshou's examples to ours, leave out those without a use, and say which.
+
+    :param known: fields of our arguments.
+    """
+    ours: list[str] = []
+    unused: list[str] = []
+    skip = False
+    for word in argv:
+        flag, _, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        is_flag = word.startswith("--")
+        if not is_flag:
+            ours += [] if skip else [word]
+            continue
+        skip = name in TIANSHOU_FLAGS and name not in known and TIANSHOU_FLAGS[name] is None
+        if skip:
+            unused.append(flag)
+        elif name in known or name not in TIANSHOU_FLAGS:
+            ours.append(word)
+        else:
+            ours += [f"--{TIANSHOU_FLAGS[name]}", *([value] if value else [])]
+    if unused:
+        print(f"without a use here: {', '.join(unused)}")
+    return ours
 
 
 def _load(target: str) -> Callable[..., Any]:

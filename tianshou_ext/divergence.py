@@ -20,6 +20,10 @@ REACH_FACTOR = 10.0
 """How far beyond the largest possible return a value may go, our choice: entropy terms and the
 first overestimates stay below, a diverging value passes it within a few hundred steps."""
 
+LEAST_REWARD = 1.0
+"""Of what an entropy bonus pays at first, and larger than untrained networks' values: these do not
+shrink with the rewards."""
+
 
 class DivergenceWatch:
     """Looks at a policy's metrics and weights.
@@ -44,8 +48,8 @@ class DivergenceWatch:
     def reach(self) -> float:
         """The largest value that the rewards can add up to, discounted.
 
-        They are the data set's, and beside it those that were collected. Infinite without a data
-        set, without discounting, or if all rewards are 0.
+        They are the data set's, and beside it those that were collected; smaller ones count as
+        ``LEAST_REWARD``. Infinite without a data set, without discounting, or if all are 0.
         """
         staged, gamma = self.policy.staged, self.policy.config.gamma
         data = staged.data if isinstance(staged, MixedReplay) else staged
@@ -59,7 +63,7 @@ class DivergenceWatch:
             collected = torch.as_tensor(buffer.rew[filled_rows(buffer)], dtype=torch.float32)
             seen = self.policy.reward_norm(collected.to(self.policy.device))
             largest = max(largest, float(seen.abs().max()))
-        return largest / (1.0 - gamma) if largest else math.inf
+        return max(largest, LEAST_REWARD) / (1.0 - gamma) if largest else math.inf
 
     def fault(self) -> str | None:
         """Return what is wrong with the metrics of the last step, or None."""

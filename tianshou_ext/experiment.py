@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +23,7 @@ from tianshou_ext.evaluation.scores import score_function
 from tianshou_ext.online import offline_to_online_trainer
 from tianshou_ext.policy import OfflinePolicy, get_method
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer
-from tianshou_ext.trainer import BEST, offline_trainer
+from tianshou_ext.trainer import BEST, CHECKPOINT, offline_trainer
 
 
 class RunArgs(Protocol):
@@ -35,6 +36,7 @@ class RunArgs(Protocol):
     update_per_epoch: int
     test_num: int
     resume: Any
+    resume_path: str | None
     on_divergence: OnDivergence
 
 
@@ -136,6 +138,7 @@ def fit(
     :param dataset: name of the data there.
     :param plot: what ``plot_curves`` takes beside the runs and the path.
     """
+    say_what_goes_on(args, folder)
     rows = offline_trainer(
         policy,
         buffer,
@@ -192,6 +195,7 @@ def fine_tune(
             f"expected online steps in whole epochs of {step_per_epoch}, got {args.online_steps}; "
             "change one of them"
         )
+    say_what_goes_on(args, folder)
     rows = offline_to_online_trainer(
         policy,
         buffer,
@@ -225,6 +229,12 @@ def fine_tune(
     return rows
 
 
+def say_what_goes_on(args: RunArgs, folder: Path) -> None:
+    """Say that a run in the folder goes on from its checkpoint, not from ``--resume-path``."""
+    if args.resume_path and args.resume == "auto" and (folder / CHECKPOINT).exists():
+        print(f"the run at {folder} goes on from its own checkpoint, not from --resume-path")
+
+
 def link_best(folder: Path) -> None:
     """Let ``policy.pth`` beside the run's folder point at the newest run's best policy."""
     link = folder.parent / BEST
@@ -238,7 +248,18 @@ def link_best(folder: Path) -> None:
 def render_mode() -> str:
     """Return ``human`` where there is a display to show a window on, else ``rgb_array``."""
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    return "human" if display else "rgb_array"
+    return "human" if display and answers() else "rgb_array"
+
+
+def answers() -> bool:
+    """Whether the display that is named answers; MuJoCo's viewer aborts the process if not."""
+    try:
+        import glfw
+    except ImportError:  # what does not show windows by it
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(glfw.init() and glfw.get_primary_monitor())
 
 
 def watch(env: Any, choose: Callable[[Any], Any], path: Path, frames_per_second: int = 15) -> float:

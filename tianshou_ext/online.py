@@ -8,7 +8,6 @@ interrupted or not; the episode that an epoch's end cuts is a truncated one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,13 @@ from tianshou_ext.errors import InputError, at_least_one
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.checks import check_environment, check_learns_online
 from tianshou_ext.tianshou_api import ReplayBuffer
-from tianshou_ext.trainer import CHECKPOINT, FACTS, describe_run, offline_trainer, resume_run
+from tianshou_ext.trainer import (
+    CHECKPOINT,
+    check_settings,
+    describe_run,
+    offline_trainer,
+    resume_run,
+)
 
 __all__ = ["offline_to_online_trainer", "online_trainer"]
 
@@ -98,7 +103,7 @@ def online_trainer(
     check_environment(policy, test_envs)
     folder = None if logdir is None else Path(logdir)
     forget_steps(policy, folder)
-    check_settings(folder, asdict(acting))
+    check_acting(folder, asdict(acting))
     run = resume_run(policy, folder, resume)
     check_normalisers(policy, random_steps)
     describe_run(policy, folder, {**asdict(acting), **(about or {})})
@@ -206,7 +211,7 @@ def offline_to_online_trainer(
     folder = None if logdir is None else Path(logdir)
     forget_steps(policy, folder)
     offline = {"offline_epoch": offline_epoch, "update_per_epoch": update_per_epoch}
-    check_settings(folder, {**asdict(acting), **asdict(mixing), **offline})
+    check_acting(folder, {**asdict(acting), **asdict(mixing), **offline})
     facts = {"online": asdict(acting), "mixing": asdict(mixing), **offline, **(about or {})}
     if offline_epoch:
         rows = offline_trainer(
@@ -278,22 +283,11 @@ def check_normalisers(policy: OfflinePolicy, random_steps: int) -> None:
             )
 
 
-def check_settings(folder: Path | None, settings: Mapping[str, Any]) -> None:
+def check_acting(folder: Path | None, settings: Mapping[str, Any]) -> None:
     """Check that a run that has begun to act goes on as it was; its epochs in all may be others.
 
     :raises InputError: if a setting differs from what ``run.json`` says.
     """
-    if folder is None or not (folder / FACTS).exists() or not any(folder.glob("buffer_*")):
-        return
-    noted = json.loads((folder / FACTS).read_text())
-    before = {**noted, **noted.get("online", {}), **noted.get("mixing", {})}
-    differing = [
-        f"{name} was {before[name]}, is {value}"
-        for name, value in settings.items()
-        if name not in ("max_epoch", "episode_per_test") and before.get(name, value) != value
-    ]
-    if differing:
-        raise InputError(
-            f"expected the settings of the run at {folder} ({', '.join(differing)}); use the old "
-            "ones, choose another --logdir, or delete the folder"
-        )
+    if folder is not None and any(folder.glob("buffer_*")):
+        free = ("max_epoch", "episode_per_test")
+        check_settings(folder, {k: v for k, v in settings.items() if k not in free})

@@ -33,6 +33,7 @@ __all__ = [
     "ReplayBuffer",
     "TrainingStats",
     "as_optimizer",
+    "entropy_weight",
     "run_offline",
     "run_online",
     "training_step",
@@ -167,6 +168,22 @@ else:
 def training_step(policy: Any) -> Any:
     """Return the context in which Tianshou allows ``policy.update(...)`` outside a trainer."""
     return policy_within_training_step(policy if LINE < 2 else policy.policy)
+
+
+def entropy_weight(alpha: Any) -> tuple[float, float | None, float | None]:
+    """Return what Tianshou's ``alpha`` of SAC and CQL says: the first weight of the entropy, the
+    entropy that it aims at and the learning rate, both None for a weight that stays as it is.
+
+    :param alpha: a number; 1.2's (target entropy, logarithm, optimizer); 2.x's ``Alpha``.
+    """
+    if isinstance(alpha, tuple):
+        entropy, log_alpha, optim = alpha
+    elif hasattr(alpha, "_log_alpha"):
+        entropy, log_alpha, optim = alpha._target_entropy, alpha._log_alpha, alpha._optim
+    else:
+        return float(getattr(alpha, "value", alpha)), None, None
+    lr = float(optim.param_groups[0]["lr"])
+    return float(log_alpha.detach().exp()), float(entropy), lr
 
 
 def as_optimizer(optim: Any, module: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:

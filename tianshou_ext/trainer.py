@@ -242,6 +242,27 @@ def resume_run(
     return {**run, "data": before if data is None else data}
 
 
+def check_settings(folder: Path | None, settings: Mapping[str, Any]) -> None:
+    """Check that a run that has begun goes on as it was.
+
+    :raises InputError: if a setting differs from what its ``run.json`` says.
+    """
+    if folder is None or not (folder / CHECKPOINT).exists() or not (folder / FACTS).exists():
+        return
+    noted = json.loads((folder / FACTS).read_text())
+    before = {**noted, **noted.get("online", {}), **noted.get("mixing", {})}
+    differing = [
+        f"{name} was {before[name]}, is {value}"
+        for name, value in settings.items()
+        if before.get(name, value) != value
+    ]
+    if differing:
+        raise InputError(
+            f"expected the settings of the run at {folder} ({', '.join(differing)}); use the old "
+            "ones, choose another --logdir, or delete the folder"
+        )
+
+
 def describe_run(policy: OfflinePolicy, folder: Path | None, about: Mapping[str, Any]) -> None:
     """Make the folder of a run, and note in ``run.json`` what is run.
 
@@ -252,7 +273,13 @@ def describe_run(policy: OfflinePolicy, folder: Path | None, about: Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     for left_behind in folder.glob("*.partial"):  # by a run that was killed while writing
         left_behind.unlink()
-    facts = {"method": method_name(policy), "config": asdict(policy.config), **about}
+    facts = {
+        "method": method_name(policy),
+        "config": asdict(policy.config),
+        "precision": policy.precision,
+        "compiled": policy.is_compiled,
+        **about,
+    }
     text = json.dumps({**facts, "versions": versions()}, indent=2)
     atomic_write(folder / FACTS, lambda partial: partial.write_text(text))
 
@@ -300,7 +327,8 @@ def offline_trainer(
         every ``log_interval`` steps and before each checkpoint: ``stop`` raises, ``warn`` warns.
     :param about: facts for ``run.json`` beside the trainer's own: task, dataset, label, seed.
     :return: a row per test: epoch, step, return_mean, return_std, episodes, seconds, env_step.
-    :raises InputError: if a count is below 1, or the checkpoint is of another run or other data.
+    :raises InputError: if a count is below 1, or the checkpoint is of another run, of other
+        settings or other data.
     :raises DivergenceError: if the training diverges and is to stop; the checkpoint is then the
         last good one.
     :raises OSError: if a file cannot be written; older files are then as they were.
@@ -316,6 +344,7 @@ def offline_trainer(
     at_least_one(counts)
     folder = None if logdir is None else Path(logdir)
     run = resume_run(policy, folder, resume, buffer)
+    check_settings(folder, {"batch_size": batch_size, "update_per_epoch": update_per_epoch})
     policy.show_progress = show_progress
     if folder is not None:
         policy.on_progress = lambda: save_checkpoint(policy, folder / CHECKPOINT, run)

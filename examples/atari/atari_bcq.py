@@ -26,4 +26,4 @@ def main(args: Args) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    launch(main, Args, tianshou_flags=True)

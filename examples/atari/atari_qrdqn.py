@@ -152,4 +152,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    launch(main, Args, tianshou_flags=True)

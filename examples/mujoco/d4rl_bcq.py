@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from mujoco_common import D4RLArgs, train_d4rl
 
 from tianshou_ext.cli import launch
+from tianshou_ext.errors import InputError
 
 
 @dataclass
 class Args(D4RLArgs):
     """BCQ on D4RL's data, with the flags of Tianshou's example."""
 
-    lr: float | None = 1e-3
-    """Adam's learning rate of all networks: --actor-lr and --critic-lr there."""
+    actor_lr: float = 1e-3
+    """Adam's learning rate of all networks; --critic-lr has to be the same."""
+    critic_lr: float = 1e-3
+    """See --actor-lr."""
     vae_hidden_sizes: tuple[int, ...] = (512, 512)
     """Widths of the VAE's fully connected layers."""
     latent_dim: int | None = None
@@ -27,8 +30,14 @@ class Args(D4RLArgs):
 
 
 def main(args: Args) -> list[dict[str, float]]:
+    if args.actor_lr != args.critic_lr:
+        raise InputError(
+            f"expected the same --actor-lr and --critic-lr, as BCQ has one learning rate here, got "
+            f"{args.actor_lr:g} and {args.critic_lr:g}; change one"
+        )
+    args.lr = args.actor_lr
     return train_d4rl(args, "bcq")
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    launch(main, Args, tianshou_flags=True)

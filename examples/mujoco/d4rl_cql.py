@@ -28,9 +28,10 @@ class Args(D4RLArgs):
     cql_weight: float | None = None
     """Weight of the conservative term; the method's own if left out (Tianshou: 1)."""
     lagrange_threshold: float | None = None
-    """Learn the weight so that the term stays near this (Tianshou: 10)."""
+    """Learn the weight so that the term stays near this; 10, as Tianshou's, if only
+    --with-lagrange is given."""
     with_lagrange: bool | None = None
-    """Learn the weight; left out: where a threshold is given (Tianshou: yes)."""
+    """Learn the weight; left out: where a threshold is given (Tianshou: always)."""
     temperature: float = 1.0
     """Of the soft maximum."""
     tau: float = 0.005
@@ -39,8 +40,10 @@ class Args(D4RLArgs):
 
 def main(args: Args) -> list[dict[str, float]]:
     args.lr = args.critic_lr
+    if args.with_lagrange and args.lagrange_threshold is None:
+        args.lagrange_threshold = 10.0
     return train_d4rl(args, "cql")
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    launch(main, Args, tianshou_flags=True)

@@ -2,6 +2,7 @@
 --expert-data-task halfcheetah-medium-v2 --norm-obs 0"""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mujoco_common import D4RLArgs, train_d4rl
 
@@ -12,7 +13,7 @@ from tianshou_ext.cli import launch
 class Args(D4RLArgs):
     """TD3+BC on D4RL's data, with the flags of Tianshou's example."""
 
-    norm_obs: int = 1
+    norm_obs: Literal[0, 1] = 1
     """1 normalises observations by the data's mean and std, 0 does not."""
     actor_lr: float = 3e-4
     """Adam's learning rate of the actor."""
@@ -38,4 +39,4 @@ def main(args: Args) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    launch(main, Args, tianshou_flags=True)

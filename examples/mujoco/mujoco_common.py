@@ -22,7 +22,7 @@ from tianshou_ext.data.replay import Replay
 from tianshou_ext.divergence import OnDivergence
 from tianshou_ext.envs.mujoco import make_mujoco_env, make_mujoco_venv, resolve_task
 from tianshou_ext.errors import InputError
-from tianshou_ext.evaluation.scores import score_text
+from tianshou_ext.evaluation.scores import robot_of, score_text
 from tianshou_ext.experiment import (
     check_counts,
     config_options,
@@ -137,7 +137,7 @@ class D4RLArgs(OfflineArgs):
     """Epochs in all."""
     step_per_epoch: int = 5000
     """Gradient steps an epoch, in the place of --update-per-epoch."""
-    norm_obs: int = 0
+    norm_obs: Literal[0, 1] = 0
     """1 normalises observations by the data's mean and std, 0 does not."""
     preset: bool = False
     """Use the settings that presets.py has for the method on this data set."""
@@ -173,6 +173,7 @@ def train(
     check_counts(args, "update_per_epoch", "batch_size", "test_num", "online_steps_per_epoch")
     if not args.online_steps:
         check_counts(args, "epoch")
+        check_no_online_flags(args)
     limit = apply_smoke(args)
     use_threads(args.threads)
     args.task = resolve_task(args.task)
@@ -199,6 +200,7 @@ def train(
     if scheduler is not None and not args.online_steps:
         policy.lr_scheduler = scheduler(policy, args.epoch * args.update_per_epoch)
     path = dataset_file(args.dataset, args.task, args.dataset_steps)
+    check_robot(path, args.task)
     buffer = load_buffer(path)
     behaviour = behaviour_return(path, buffer)
     print(f"data: {len(buffer):,} steps from {path}, return {score_text(args.task, behaviour)}")
@@ -221,6 +223,20 @@ def train(
         f"last {min(LAST, len(returns))} tests {said[1]}, behaviour {said[2]}; see {folder}"
     )
     return rows
+
+
+def check_no_online_flags(args: OfflineArgs) -> None:
+    """Check that nothing was asked for that only a run that goes online does.
+
+    :raises InputError: if something was.
+    """
+    names = ("update_per_step", "warm_up_steps", "mixing", "optimistic_candidates")
+    asked = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
+    if asked:
+        raise InputError(
+            f"expected --online-steps with {', '.join(asked)}, which act online only, got none; "
+            "pass both or neither"
+        )
 
 
 def gains_by_compiling(policy: OfflinePolicy) -> bool:
@@ -298,6 +314,21 @@ def data_name(args: OfflineArgs) -> str:
         return f"{args.dataset}_{args.dataset_steps}"
     path = Path(args.dataset)
     return path.stem if path.suffix else args.dataset.replace("/", "_")
+
+
+def check_robot(path: Path, task: str) -> None:
+    """Check that a data set is of the task's robot; Walker2d's arrays would fit HalfCheetah.
+
+    :raises InputError: if the file says that it is of another.
+    """
+    about = read_provenance(path)
+    for source in filter(None, (about.get("task"), about.get("dataset"))):
+        robot, expected = robot_of(str(source)), robot_of(task)
+        if robot and expected and robot != expected:
+            raise InputError(
+                f"expected data of {task}, got {path}, which is of {source}; use the data set of "
+                "this task, or the task of this data set"
+            )
 
 
 def behaviour_return(path: Path, buffer: ReplayBuffer) -> float:

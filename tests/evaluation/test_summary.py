@@ -90,6 +90,24 @@ def test_a_seed_that_is_there_twice_is_refused(runs: Path):
         report([runs])
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("run.json", "{"),
+        ("progress.csv", "a,b\n1,2\n3,4\n"),
+        ("progress.csv", "epoch,step,return_mean\n0,0,1.0\n1,1\n"),
+    ],
+)
+def test_what_is_no_run_is_left_out_and_named(file, text, runs: Path):
+    write_run(runs / "odd", [0.0, 1.0], **facts(7))
+    (runs / "odd" / file).write_text(text)
+    summary = report([runs])
+    assert [group.seeds for group in summary.groups] == [[0, 1, 2]]
+    assert f"left out: {runs / 'odd'}, which is no run or a damaged one" in str(summary)
+    with pytest.raises(InputError, match="found none .*odd, which is no run"):
+        report([runs / "odd"])
+
+
 def test_a_task_without_reference_scores_has_returns(tmp_path: Path):
     write_run(tmp_path / "Pendulum-v1" / "0", [-1000.0, -200.0, -300.0])
     summary = report([tmp_path])

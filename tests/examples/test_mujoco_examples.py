@@ -152,6 +152,24 @@ def test_tianshous_flags(name, tmp_path, monkeypatch):
     assert folders(tmp_path)[0].parent.name == "hopper-medium-v2"
 
 
+def test_all_flags_of_tianshous_examples_are_taken(tmp_path, monkeypatch, capsys):
+    """Those that choose its loggers, and those that its scripts do not use, change nothing."""
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
+    write_d4rl(tmp_path / "d4rl" / "hopper_medium-v2.hdf5")
+    module = importlib.import_module("d4rl_cql")
+    given = "--task Hopper-v2 --expert-data-task hopper-medium-v2 --buffer-size 1000 --alpha 0.2"
+    given += " --auto-alpha --alpha-lr=1e-4 --n-step 3 --calibrated True --logger wandb --render 0"
+    given += " --with-lagrange True --hidden-sizes 8 8 --num_test_envs 1 --epoch_num_steps 2"
+    argv = [*given.split(), "--epoch", "1", "--logdir", str(tmp_path / "log"), "--batch-size", "8"]
+    monkeypatch.setattr("sys.argv", ["d4rl_cql.py", *argv])
+    launch(module.main, module.Args, tianshou_flags=True)
+    unused = "without a use here: --buffer-size, --alpha, --auto-alpha, --alpha-lr, --n-step, --cal"
+    assert unused in capsys.readouterr().out
+    about = json.loads((folders(tmp_path)[0] / "run.json").read_text())
+    assert about["config"]["lagrange_threshold"] == 10.0
+    assert (about["update_per_epoch"], about["episode_per_test"]) == (2, 1)
+
+
 def write_d4rl(path, rows=60):
     """Write a file in D4RL's layout for the hopper."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,9 +183,9 @@ def write_d4rl(path, rows=60):
         file["timeouts"] = np.zeros(rows, bool)
 
 
-def write_buffer(path, *, obs=11, act=3, scale=1.0, rew=1.0):
+def write_buffer(path, *, obs=11, act=3, scale=1.0, rew=1.0, provenance=None):
     rng = np.random.default_rng(0)
-    with BufferWriter(path, 20) as writer:
+    with BufferWriter(path, 20, provenance=provenance or {}) as writer:
         writer.append(
             obs=np.zeros((20, obs), np.float32),
             obs_next=np.zeros((20, obs), np.float32),
@@ -195,9 +213,60 @@ def test_data_that_do_not_fit_the_task(content, sentence, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("about", [{"task": "Walker2d-v4"}, {"dataset": "walker2d-medium-v2"}])
+def test_data_of_another_robot_of_the_same_shape_are_refused(about, tmp_path):
+    path = write_buffer(tmp_path / "data.hdf5", obs=17, act=6, provenance=about)
+    with pytest.raises(InputError, match=r"expected data of HalfCheetah-v4, got .*of (W|w)alker2d"):
+        run("mujoco_bc", tmp_path, dataset=path, task="HalfCheetah-v4")
+    run("mujoco_bc", tmp_path, dataset=path, task="Walker2d-v4")
+
+
+def test_a_number_for_an_option_of_a_converter_tells_where_to_pass_it(tmp_path):
+    write_d4rl(tmp_path / "hopper.hdf5")
+    with h5py.File(tmp_path / "hopper.hdf5", "a") as file:
+        file["observations"][3] = np.nan
+    with pytest.raises(InputError, match=r"--on-error skip .*tianshou-ext convert d4rl .*hopper"):
+        run("mujoco_bc", tmp_path, dataset=str(tmp_path / "hopper.hdf5"))
+
+
+def test_a_run_does_not_go_on_with_other_batches_or_epochs_or_without_its_schedule(tmp_path):
+    run("mujoco_iql", tmp_path)
+    for name, value in (("batch_size", 9), ("update_per_epoch", 4)):
+        with pytest.raises(InputError, match=f"{name} was ., is {value}"):
+            run_more("mujoco_iql", tmp_path, **{name: value})
+    with pytest.raises(InputError, match="go on with a learning-rate schedule, as it began"):
+        run_more("mujoco_iql", tmp_path, lr_decay=False)
+    assert run_more("mujoco_iql", tmp_path)[-1]["step"] == 6
+
+
+def run_more(name, tmp_path, **options):
+    """Go on with a smoke run for an epoch more."""
+    made = {"dataset_steps": 300, "batch_size": 8, "test_num": 1, "update_per_epoch": 3}
+    return run(name, tmp_path, **{**made, "smoke": False, "epoch": 2, "preset": False, **options})
+
+
+def test_where_a_run_is_it_is_said_that_other_weights_are_not_taken(tmp_path, capsys):
+    run("mujoco_bc", tmp_path)
+    other = next((tmp_path / "log").rglob("0/policy.pth"))
+    capsys.readouterr()
+    run("mujoco_bc", tmp_path, resume_path=str(other))
+    assert "from its own checkpoint, not from --resume-path" in capsys.readouterr().out
+
+
+def test_whole_numbered_actions_of_a_vector_are_learned_from(tmp_path):
+    rng = np.random.default_rng(0)
+    write_d4rl(tmp_path / "hopper.hdf5")
+    with h5py.File(tmp_path / "hopper.hdf5", "a") as file:
+        del file["actions"]
+        file["actions"] = rng.integers(-1, 2, (60, 3)).astype(np.int8)
+    run("mujoco_edac", tmp_path, dataset=str(tmp_path / "hopper.hdf5"))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"dataset": ""}, "expected a data set, got ''"),
+        ({"mixing": "append", "warm_up_steps": 5}, "--online-steps with --warm-up-steps, --mixing"),
         ({"task": "Hoper-v4"}, "expected a task that is installed, got 'Hoper-v4'"),
         ({"task": "Ant-v4", "dataset": "medium"}, r"expected a level that Ant-v4 has \(random\)"),
         ({"task": "CartPole-v1"}, "expected a Box action space"),

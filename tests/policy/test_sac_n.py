@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tables import ActorTable, CriticTable
 from tianshou_ext.errors import InputError
 from tianshou_ext.nn.actor_critic import tanh_normal_log_prob, tanh_normal_sample
 from tianshou_ext.policy import SACNConfig, SACNPolicy, lb_sac_config
+from tianshou_ext.tianshou_api import LINE
 
 MEANS, STDS = [[0.3], [-0.6]], [[0.5], [0.8]]
 """Of the actor before tanh, in states 0 and 1."""
@@ -144,6 +146,23 @@ def test_a_fixed_temperature_stays():
     policy = make(auto_alpha=False)
     policy.learn(transitions(*BATCH))
     assert policy.log_alpha.exp().item() == pytest.approx(ALPHA)
+
+
+def test_alpha_is_taken_as_tianshou_has_it():
+    fixed = make(init_alpha=1.0, alpha=0.2)
+    assert (fixed.config.init_alpha, fixed.config.auto_alpha) == (0.2, False)
+    if LINE < 2:
+        log_alpha = torch.full((1,), math.log(0.3), requires_grad=True)
+        alpha: Any = (-3.0, log_alpha, torch.optim.Adam([log_alpha], lr=0.02))
+    else:
+        from tianshou.algorithm.modelfree.sac import AutoAlpha
+        from tianshou.algorithm.optim import AdamOptimizerFactory
+
+        alpha = AutoAlpha(-3.0, math.log(0.3), AdamOptimizerFactory(lr=0.02))
+    learned = make(alpha=alpha)
+    assert learned.config.auto_alpha and learned.target_entropy == -3.0
+    assert learned.log_alpha.exp().item() == pytest.approx(0.3)
+    assert learned.optimizers["alpha"].param_groups[0]["lr"] == 0.02
 
 
 def test_target_entropy_is_minus_the_number_of_action_dimensions(make_policy):

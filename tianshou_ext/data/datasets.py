@@ -29,7 +29,7 @@ def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = T
     :raises InputError: if it is none of these, cannot be fetched, or is damaged.
     """
     path = Path(dataset).expanduser()
-    if path.exists():
+    if dataset and path.exists():
         convert = _converter(path)
         if convert is None:
             return path
@@ -68,4 +68,12 @@ def _converter(path: Path) -> Callable[..., Any] | None:
 
 
 def _converted(convert: Callable[..., Any], source: str, name: str, show_progress: bool) -> Path:
-    return cached(name, lambda path: print(convert(source, path, progress=show_progress)))
+    def make(path: Path) -> None:
+        try:
+            print(convert(source, path, progress=show_progress))
+        except InputError as error:
+            # What it says to pass are options of the command, which an example does not take.
+            command = f"tianshou-ext convert {convert.__module__.rpartition('.')[2]} {source} FILE"
+            raise InputError(f"{error} (converted by itself: {command})") from error
+
+    return cached(name, make)

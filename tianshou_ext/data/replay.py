@@ -115,8 +115,9 @@ def filled_rows(buffer: ReplayBuffer) -> Array:
 
 
 def as_act(values: Array) -> Array:
-    """Return whole-numbered actions as int64, others as float32."""
-    dtype = np.int64 if np.issubdtype(values.dtype, np.integer) else np.float32
+    """Return numbers of actions (N,) as int64, vectors (N, A) and others as float32."""
+    numbered = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
+    dtype = np.int64 if numbered else np.float32
     return np.ascontiguousarray(values, dtype=dtype)
 
 

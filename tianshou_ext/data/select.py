@@ -29,7 +29,8 @@ def top_episodes(
 
     Whole episodes only, at least one, ranked by return; of equal ones the earlier is better. An
     episode that neither terminated nor was truncated has no return to rank it by and is left out,
-    whatever the fraction. Rows must be in order of time within an episode.
+    whatever the fraction; one that was cut and marked as truncated, as where data were cut at a
+    number of rows, is ranked by what it has. Rows must be in order of time within an episode.
 
     :param buffer: of vectors or frames, of one or several environments; not changed.
     :param fraction: share to keep, in (0, 1].

@@ -27,6 +27,7 @@ __all__ = [
     "normalized_score",
     "reference_scores",
     "references",
+    "robot_of",
     "score_function",
     "score_text",
 ]
@@ -96,6 +97,13 @@ def reference_scores(env_or_dataset_id: str) -> Reference:
     raise InputError(
         f"expected a D4RL id or a task with reference scores, got {env_or_dataset_id!r}{near}"
     )
+
+
+def robot_of(env_or_dataset_id: str) -> str | None:
+    """Return the robot of a D4RL id or of a gymnasium task, in D4RL's words; None if unknown."""
+    if env_or_dataset_id in references():
+        return env_or_dataset_id.partition("-")[0]
+    return FAMILIES.get(env_or_dataset_id.rpartition("-v")[0].lower())
 
 
 def score_function(env_or_dataset_id: str) -> Callable[[float], float] | None:

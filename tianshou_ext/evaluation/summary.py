@@ -50,9 +50,13 @@ class Group:
 
 @dataclass
 class Summary:
-    """A row for each group of runs; prints as a Markdown table."""
+    """A row for each group of runs; prints as a Markdown table.
+
+    :param left_out: what could not be read as a run, and why.
+    """
 
     groups: list[Group]
+    left_out: list[str]
 
     def __str__(self) -> str:
         lines = [
@@ -75,6 +79,7 @@ class Summary:
                 *(", ".join(f"{x:.1f}" for x in s) for s in (group.scores, group.last, group.best)),
             ]
             lines.append(f"| {' | '.join(cells)} |")
+        lines += [f"\nleft out: {one}" for one in self.left_out]
         return "\n".join(lines)
 
 
@@ -88,13 +93,18 @@ def report(runs: Sequence[Path], /, *, json_out: Path | None = None) -> Summary:
     """
     folders = sorted({path.parent for run in runs for path in Path(run).rglob(PROGRESS)})
     groups: dict[str, Group] = {}
+    left_out: list[str] = []
     for folder in folders:
-        rows = read_progress(folder / PROGRESS)
-        if len(rows) < 2:  # no test after training has begun
+        try:
+            rows = read_progress(folder / PROGRESS)
+            if len(rows) < 2:  # no test after training has begun
+                continue
+            facts = _facts(folder, rows[-1])
+            online = [row for row in rows if row.get("env_step", 0)]
+            returns = np.array([row["return_mean"] for row in online or rows[1:]])
+        except (ValueError, KeyError, TypeError) as error:
+            left_out.append(f"{folder}, which is no run or a damaged one ({error!r})")
             continue
-        facts = _facts(folder, rows[-1])
-        online = [row for row in rows if row.get("env_step", 0)]
-        returns = np.array([row["return_mean"] for row in online or rows[1:]])
         try:
             scores, normalised = normalized_score(facts["task"], returns), True
         except InputError:
@@ -113,9 +123,10 @@ def report(runs: Sequence[Path], /, *, json_out: Path | None = None) -> Summary:
         group.seeds.append(seed)
         group.folders.append(str(folder))
     if not groups:
+        also = f" ({'; '.join(left_out)})" if left_out else ""
         raise InputError(
-            f"expected runs with tests under {', '.join(map(str, runs))}, found none; give folders "
-            f"that hold a {PROGRESS}"
+            f"expected runs with tests under {', '.join(map(str, runs))}, found none{also}; give "
+            f"folders that hold a {PROGRESS}"
         )
     for group in groups.values():
         only = group.scores[0]
@@ -124,7 +135,7 @@ def report(runs: Sequence[Path], /, *, json_out: Path | None = None) -> Summary:
             (only, (only, only)) if single else interquartile_mean(group.scores)
         )
     name_differences([*groups.values()])
-    summary = Summary([*groups.values()])
+    summary = Summary([*groups.values()], left_out)
     if json_out is not None:
         text = json.dumps([vars(group) for group in summary.groups], indent=1)
         atomic_write(json_out, lambda partial: partial.write_text(text))
@@ -145,7 +156,11 @@ def _facts(folder: Path, end: Mapping[str, float]) -> dict[str, Any]:
         "label": about["label"] or about["method"],
         "steps": int(end["step"]),
         "env_steps": int(end.get("env_step", 0)),
-        "settings": {**(about["config"] or {}), "batch_size": about["batch_size"]},
+        "settings": {
+            **(about["config"] or {}),
+            "batch_size": about["batch_size"],
+            "precision": about["precision"] or "fp32",
+        },
         "seed": about["seed"] or 0,
     }
 

@@ -195,6 +195,11 @@ class OfflinePolicy(Staging):
         """
         self._compiled = CompiledStep(self)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether gradient steps are compiled."""
+        return self._compiled is not None
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle holds: not the data, nor what was compiled."""
         return {**vars(self), "_staged": None, "_compiled": None, "on_progress": do_nothing}

@@ -40,6 +40,7 @@ from tianshou_ext.nn.actor_critic import (
 from tianshou_ext.policy.actor_critic import ActorCriticPolicy
 from tianshou_ext.policy.config import PolicyConfig
 from tianshou_ext.policy.registry import register
+from tianshou_ext.tianshou_api import entropy_weight
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
 """Official code, lifelong_rl/policies/models/tanh_gaussian_policy.py."""
@@ -107,15 +108,20 @@ class SACNPolicy(ActorCriticPolicy):
     :param critic2: a second one of Tianshou's.
     :param actor_optim, critic_optim, critic2_optim: over the parameters of each. The temperature
         has an Adam of its own, with the config's learning rate.
+    :param alpha: as Tianshou's SAC takes it, in the place of the config's fields.
     :param options: fields of the method's config, or Tianshou's names of them.
     """
 
     config_class = SACNConfig
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, alpha: Any = None, **kwargs: Any) -> None:
+        lr = None
+        if alpha is not None:
+            kwargs["init_alpha"], kwargs["target_entropy"], lr = entropy_weight(alpha)
+            kwargs["auto_alpha"] = lr is not None
         super().__init__(**kwargs)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(self.config.init_alpha)))
-        lr = self.config.actor_lr or self.config.lr
+        lr = lr or self.config.actor_lr or self.config.lr
         self.optimizers["alpha"] = torch.optim.Adam([self.log_alpha], lr=lr)
         entropy = self.config.target_entropy
         act_dim = math.prod(self.action_space.shape or ())
