@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +341,10 @@ def test_a_method_that_only_clones_is_told_which_can():
     [
         {"online_epoch": 0},
         {"batch_size": 0},
-        {"update_per_step": 0.3},
+        {"update_per_step": 0.3, "step_per_collect": 1},
+        {"update_per_step": 0.123},
+        {"update_per_step": math.inf},
+        {"offline_epoch": -1},
         {"update_per_step": 0},
         {"buffer_size": 0},
         {"buffer_size": 9, "warm_up_steps": 10},

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import gymnasium
+import h5py
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
-from test_finetune import SETTINGS, build, data, env, envs, train
-from tianshou.env import DummyVectorEnv
+from gymnasium.spaces import Box, Discrete
+from test_finetune import SETTINGS, KilledError, build, data, env, envs, interrupt_at, train
+from tianshou.data import Batch
+from tianshou.env import DummyVectorEnv, SubprocVectorEnv
 
+from tianshou_ext.acting import Acting
 from tianshou_ext.data.mixing import Mixing
 from tianshou_ext.errors import InputError
-from tianshou_ext.online import offline_to_online_trainer
+from tianshou_ext.online import offline_to_online_trainer, online_trainer
+from tianshou_ext.policy import DiscreteCQLPolicy
+from tianshou_ext.tianshou_api import ReplayBuffer
+from tianshou_ext.trainer import PROGRESS
 
 SHORT = {"offline_epoch": 1, "update_per_epoch": 3, "step_per_epoch": 18}
 
@@ -39,6 +46,7 @@ def test_a_run_prolonged_is_as_one_that_was_as_long_from_the_start(num_envs, tmp
         ({"warm_up_steps": 1000}, "warm_up_steps was 0, is 1000"),
         ({"update_per_step": 2}, "update_per_step was 1.0, is 2"),
         ({"seed": 5}, "seed was 0, is 5"),
+        ({"optimism": (5, 0.2)}, r"optimism was None, is \[5, 0.2\]"),
         ({"mixing": Mixing(kind="balanced")}, "kind was append, is balanced"),
         ({"offline_epoch": 9}, "offline_epoch was 1, is 9"),
         ({"update_per_epoch": 100}, "update_per_epoch was 3, is 100"),
@@ -47,9 +55,138 @@ def test_a_run_prolonged_is_as_one_that_was_as_long_from_the_start(num_envs, tmp
 def test_other_settings_do_not_go_on(changed, sentence, tmp_path: Path):
     train(build(), tmp_path, online_epoch=1, **SHORT)
     before = (tmp_path / "run.json").read_bytes()
+    policy, options = build(), {**SHORT, **changed}
+    if "optimism" in options:
+        policy.set_optimism(*options.pop("optimism"))
     with pytest.raises(InputError, match=sentence):
-        train(build(), tmp_path, online_epoch=2, **{**SHORT, **changed})
+        train(policy, tmp_path, online_epoch=2, **options)
     assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_run_asked_for_less_than_it_has_done_gives_what_it_did(tmp_path: Path):
+    rows = train(build(), tmp_path, online_epoch=2, **SHORT)
+    assert train(build(), tmp_path, online_epoch=1, **SHORT) == rows
+
+
+def test_the_buffer_of_another_run_is_refused(tmp_path: Path):
+    for name in ("own", "other"):
+        train(build(), tmp_path / name, online_epoch=1, **SHORT)
+    (path,), (other,) = ((tmp_path / name).glob("buffer_*.hdf5") for name in ("own", "other"))
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(InputError, match="the buffer that the run saved at .*, got one of another"):
+        train(build(), tmp_path / "own", online_epoch=2, **SHORT)
+
+
+@pytest.mark.parametrize("damage", ["rew", "obs"])
+def test_a_buffer_that_lacks_a_column_or_rows_is_refused(damage, tmp_path: Path):
+    train(build(), tmp_path, online_epoch=1, **SHORT)
+    (path,) = tmp_path.glob("buffer_*.hdf5")
+    with h5py.File(path, "a") as file:
+        column = file[damage][:-1]
+        del file[damage]
+        if damage == "obs":
+            file[damage] = column
+    with pytest.raises(InputError, match="expected 18 rows of act, done, obs, .* is damaged"):
+        train(build(), tmp_path, online_epoch=2, **SHORT)
+
+
+@pytest.mark.parametrize("kind", [DummyVectorEnv, SubprocVectorEnv])
+def test_random_steps_are_the_same_each_time(kind, monkeypatch):
+    """In processes the collector draws from copies of the action spaces that nobody had seeded."""
+    monkeypatch.setattr("test_finetune.DummyVectorEnv", kind)
+    options = {**SHORT, "num_envs": 2, "random_steps": 8, "online_epoch": 1}
+    first, second = build(), build()
+    assert drop_seconds(train(first, **options)) == drop_seconds(train(second, **options))
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+
+
+def drop_seconds(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_half_an_update_for_each_step():
+    """Environments act until the updates are a whole number."""
+    policy = build()
+    rows = train(policy, online_epoch=2, update_per_step=0.5, **SHORT)
+    assert [(row["step"], row["env_step"]) for row in rows[1:]] == [(3, 0), (12, 18), (21, 36)]
+    for share, collect in ((0.07, 100), (0.55, 100), (1 / 49, 49)):
+        acting = Acting(
+            max_epoch=1,
+            step_per_epoch=4900,
+            batch_size=1,
+            update_per_step=share,
+            step_per_collect=collect,
+        )
+        assert acting.collect(1) == collect
+
+
+def test_metrics_of_a_resumed_run_are_those_of_its_last_step(tmp_path: Path):
+    """The test at which it was killed had none in progress.csv."""
+    whole, broken = build(), build()
+    train(whole, tmp_path / "whole", online_epoch=1, **SHORT)
+    interrupt_at(broken, 3)  # before the first step online, after the last checkpoint
+    with pytest.raises(KilledError):
+        train(broken, tmp_path / "broken", online_epoch=1, **SHORT)
+    train(build(), tmp_path / "broken", online_epoch=1, **SHORT)
+    columns = [
+        [row["metrics"] for row in csv.DictReader((tmp_path / name / PROGRESS).open())]
+        for name in ("whole", "broken")
+    ]
+    assert columns[0] == columns[1] and "q/data" in columns[0][1]
+
+
+class Screen(gymnasium.Env):
+    """A picture whose channels are no frames: the step, a hundred more, and a constant."""
+
+    observation_space = Box(0, 255, (3, 36, 36), np.uint8)
+    action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.now = 0
+        return self.picture(), {}
+
+    def step(self, action):
+        self.now += 1
+        return self.picture(), 1.0, False, self.now == 10, {}
+
+    def picture(self):
+        channels = [self.now, 100 + self.now, 200]
+        return np.tile(np.array(channels, np.uint8)[:, None, None], (1, 36, 36))
+
+
+def test_pictures_that_are_no_stacks_of_frames_are_kept_whole():
+    """They were taken for three frames, of which the last is kept."""
+    one, rows = Screen(), 40
+    buffer = ReplayBuffer(rows)
+    obs, _ = one.reset()
+    for _ in range(rows):
+        after, rew, terminated, truncated, _ = one.step(0)
+        row = Batch(obs=obs, act=0, rew=rew, obs_next=after, info={})
+        row.update(terminated=terminated, truncated=truncated)
+        buffer.add(row)
+        obs = one.reset()[0] if truncated else after
+    options = {"hidden_sizes": (8,), "num_quantiles": 5}
+    policy = DiscreteCQLPolicy.build(one.observation_space, one.action_space, **options)
+    common = {"batch_size": 4, "step_per_epoch": 20, "show_progress": False, "verbose": False}
+    offline_to_online_trainer(
+        policy,
+        buffer,
+        DummyVectorEnv([Screen]),
+        offline_epoch=1,
+        update_per_epoch=2,
+        online_epoch=1,
+        **common,
+    )
+    seen = policy.staged.online.sample(8)
+    for batch, extra in ((seen.obs, 0), (seen.obs_next, 1)):
+        assert (batch[:, 1] - batch[:, 0] == 100).all() and (batch[:, 2] == 200).all()
+        assert (seen.obs[:, 0] + extra == batch[:, 0]).all()
+    common |= {"max_epoch": 1, "random_steps": 8}
+    with pytest.raises(InputError, match="to be frames, the newest last.*stacked_frames=False"):
+        online_trainer(policy, DummyVectorEnv([Screen]), **common)
+    online_trainer(policy, DummyVectorEnv([Screen]), stacked_frames=False, **common)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign"])

@@ -228,7 +228,8 @@ def test_never_resuming_refuses_a_folder_with_a_run(tmp_path: Path):
         ({"step_per_epoch": 0}, "expected step_per_epoch of at least 1, got 0"),
         ({"step_per_epoch": 61, "step_per_collect": 2}, "whole collections of 2 steps, got 61"),
         ({"update_per_step": 0}, "expected a whole number of updates after each collection"),
-        ({"update_per_step": 0.5}, "of 1 steps, got 0.5"),
+        ({"update_per_step": 0.5, "step_per_collect": 1}, "of 1 steps, got 0.5"),
+        ({"update_per_step": 0.125}, "step_per_epoch in whole collections of 8 steps, got 60"),
     ],
 )
 def test_epochs_that_cannot_be_counted_give_one_sentence(options, sentence):

@@ -6,8 +6,11 @@ seeds of its environments, its collectors, and the checkpoint with the buffer of
 
 from __future__ import annotations
 
+import math
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,13 @@ class Acting:
                 f"expected a buffer_size of at least random_steps and warm_up_steps, {least}, got "
                 f"{self.buffer_size}; change one"
             )
-        collect = num_envs if self.step_per_collect is None else self.step_per_collect
+        if not math.isfinite(self.update_per_step):
+            raise InputError(f"expected a finite update_per_step, got {self.update_per_step}")
+        collect = self.step_per_collect
+        if collect is None:  # as few rounds of the environments as make a whole number of updates
+            collect = math.lcm(
+                num_envs, Fraction(self.update_per_step).limit_denominator().denominator
+            )
         if collect % num_envs:
             raise InputError(
                 f"expected step_per_collect in whole rounds of {num_envs} environments, got "
@@ -82,7 +91,7 @@ class Acting:
                 f"{self.step_per_epoch}; change it"
             )
         updates = collect * self.update_per_step
-        if updates < 1 or updates % 1:
+        if updates < 0.5 or abs(updates - round(updates)) > 1e-6:
             raise InputError(
                 f"expected a whole number of updates after each collection of {collect} steps, got "
                 f"{updates:g}; change update_per_step or step_per_collect"
@@ -130,9 +139,10 @@ def act_and_learn(
 ) -> list[dict[str, float]]:
     """Fill the buffer by acting, and learn, to the end of the last epoch; return a row per test."""
     resumed, step_per_epoch = policy.online_steps > 0, acting.step_per_epoch
-    if resumed and folder is not None:
-        restore_rows(buffer, buffer_file(folder, policy))
     done = acting.updates(policy.online_steps, len(train_envs)) if resumed else 0
+    goes_on = done < acting.max_epoch * acting.update_per_epoch
+    if goes_on and resumed and folder is not None:
+        restore_rows(buffer, buffer_file(folder, policy), run.get("buffer", ""))
     logger = _OnlineLogger(
         policy,
         folder,
@@ -152,9 +162,11 @@ def act_and_learn(
         policy, train_envs, buffer, exploration_noise=True, raise_on_nan_in_buffer=False
     )
 
-    if done < acting.max_epoch * acting.update_per_epoch:
+    if goes_on:
         if not resumed and acting.random_steps + acting.warm_up_steps:
-            train_envs.seed(env_seeds(len(train_envs), acting.seed, WARM_UP))
+            seeds = env_seeds(len(train_envs), acting.seed, WARM_UP)
+            train_envs.seed(seeds)
+            collector.seed_actions(seeds)
             collector.reset_env()
             for steps, random in ((acting.random_steps, True), (acting.warm_up_steps, False)):
                 if steps:
@@ -230,6 +242,14 @@ class _TrainingCollector(Collector[Any]):
         super().__init__(policy, *args, **kwargs)
         self.learner = policy
 
+    def seed_actions(self, seeds: list[int]) -> None:
+        """Seed what random actions are drawn from: copies, where environments are processes."""
+        spaces = (
+            self._action_space if isinstance(self._action_space, list) else [self._action_space]
+        )
+        for space, seed in zip(spaces, seeds, strict=False):
+            space.seed(seed)
+
     def collect(self, *args: Any, **kwargs: Any) -> Any:
         stats = super().collect(*args, **kwargs)
         self.learner.online_steps += int(stats.n_collected_steps)
@@ -255,7 +275,8 @@ class _OnlineLogger(RunLogger):
     def write_checkpoint(self, folder: Path) -> None:
         # Written first: a checkpoint finds the buffer of its own step, or the older one its own.
         path = buffer_file(folder, self.policy)
-        atomic_write(path, lambda partial: save_rows(self.buffer, partial))
+        self.buffer_name = uuid.uuid4().hex
+        atomic_write(path, lambda partial: save_rows(self.buffer, partial, self.buffer_name))
         super().write_checkpoint(folder)
         for old in folder.glob("buffer_*.hdf5"):
             if old != path:

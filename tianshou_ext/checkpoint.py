@@ -66,6 +66,7 @@ def policy_state(policy: OfflinePolicy) -> dict[str, Any]:
         "num_updates": policy.num_updates,
         "online_steps": policy.online_steps,
         "eps": policy.eps,
+        "metrics": policy.metrics,
     }
 
 
@@ -167,7 +168,7 @@ def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
     differing = {
         key: (there[key], value)
         for key, value in here.items()
-        if _comparable(there[key]) != _comparable(value)
+        if _comparable(there[key]) != _comparable(value) and key not in policy.config.OF_ACTING
     }
     if differing:
         changes = ", ".join(f"{k} was {old}, is {new}" for k, (old, new) in differing.items())
@@ -198,6 +199,7 @@ def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
     policy.num_updates = state["num_updates"]
     policy.online_steps = state.get("online_steps", 0)  # older files have none
     policy.eps = state["eps"]
+    policy.metrics = state.get("metrics", {})
     run: dict[str, Any] = state["run"]
     return run
 

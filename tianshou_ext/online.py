@@ -49,6 +49,7 @@ def online_trainer(
     random_steps: int = 0,
     update_per_step: float = 1.0,
     step_per_collect: int | None = None,
+    stacked_frames: bool = True,
     test_envs: Any = None,
     episode_per_test: int = 10,
     seed: int = 0,
@@ -74,7 +75,10 @@ def online_trainer(
     :param buffer_size: transitions kept, at least ``random_steps``.
     :param random_steps: uniformly random steps before the first epoch.
     :param update_per_step: gradient steps for each environment step.
-    :param step_per_collect: environment steps between updates; the number of environments if None.
+    :param step_per_collect: environment steps between updates; if None as few as there are
+        environments, or as make a whole number of updates.
+    :param stacked_frames: whether uint8 observations (S, H, W) are the last S frames, of which the
+        buffer keeps one a step.
     :param test_envs: play ``episode_per_test`` episodes before training and after each epoch,
         always from the same seeds; None trains without tests.
     :param seed: of the environments.
@@ -112,7 +116,12 @@ def online_trainer(
         train_envs,
         test_envs,
         acting,
-        make_online_buffer(policy.observation_space, acting.rows(len(train_envs)), len(train_envs)),
+        make_online_buffer(
+            policy.observation_space,
+            acting.rows(len(train_envs)),
+            len(train_envs),
+            stacked_frames=stacked_frames,
+        ),
         folder,
         run,
         save_epochs=save_epochs,
@@ -173,7 +182,8 @@ def offline_to_online_trainer(
     :param warm_up_steps: steps that the policy acts before it learns online.
     :param random_steps: uniformly random steps before those.
     :param update_per_step: gradient steps for each environment step; the method's if None.
-    :param step_per_collect: environment steps between updates; the number of environments if None.
+    :param step_per_collect: environment steps between updates; if None as few as there are
+        environments, or as make a whole number of updates.
     :param test_envs: play ``episode_per_test`` episodes before training and after each epoch, of
         both phases; None trains without tests.
     :param seed: of the environments.
@@ -192,6 +202,8 @@ def offline_to_online_trainer(
         update_per_step = policy.online_update_per_step
     counts = {"online_epoch": online_epoch, "save_epochs": save_epochs}
     at_least_one({**counts, "log_interval": log_interval})
+    if offline_epoch < 0:
+        raise InputError(f"expected offline_epoch of at least 0, got {offline_epoch}; change it")
     acting = Acting(
         max_epoch=online_epoch,
         step_per_epoch=step_per_epoch,
@@ -210,7 +222,11 @@ def offline_to_online_trainer(
     check_environment(policy, test_envs)
     folder = None if logdir is None else Path(logdir)
     forget_steps(policy, folder)
-    offline = {"offline_epoch": offline_epoch, "update_per_epoch": update_per_epoch}
+    offline = {
+        "offline_epoch": offline_epoch,
+        "update_per_epoch": update_per_epoch,
+        "optimism": policy.optimism,
+    }
     check_acting(folder, {**asdict(acting), **asdict(mixing), **offline})
     facts = {"online": asdict(acting), "mixing": asdict(mixing), **offline, **(about or {})}
     if offline_epoch:
@@ -240,7 +256,10 @@ def offline_to_online_trainer(
         policy.process_buffer(offline_buffer)
         describe_run(policy, folder, facts)
     buffer = make_online_buffer(
-        policy.observation_space, acting.rows(len(train_envs)), len(train_envs)
+        policy.observation_space,
+        acting.rows(len(train_envs)),
+        len(train_envs),
+        stacked_frames=int(offline_buffer.stack_num) > 1,
     )
     policy.go_online(buffer, mixing, seed=env_seeds(1, seed, DATA)[0])
     if not policy.online_steps:

@@ -75,6 +75,8 @@ class RunLogger(BaseLogger):
         self.best: float | None = run.get("best")
         self.rows: list[list[Any]] = run.get("rows", [])
         self.data: str | None = run.get("data")
+        self.buffer_name: str = run.get("buffer", "")
+        """Of the file of what was collected, in a run that acts."""
         self.seconds_before = float(run.get("seconds", 0.0))
         self.start = time.monotonic()
         checkpoint = None if folder is None else folder / CHECKPOINT
@@ -108,6 +110,7 @@ class RunLogger(BaseLogger):
             "rows": self.rows,
             "seconds": self.seconds,
             "data": self.data,
+            "buffer": self.buffer_name,
         }
         save_checkpoint(self.policy, folder / CHECKPOINT, run)
 

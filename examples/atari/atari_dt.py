@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from atari_common import MAX_SMOKE_FRAMES, OfflineArgs, train
 
 from tianshou_ext.cli import launch
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
+from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.targets import report_targets
 from tianshou_ext.experiment import run_folder
 from tianshou_ext.policy.in_context import InContextPolicy
@@ -71,7 +72,11 @@ def main(args: Args) -> list[dict[str, float]]:
 def play_all(args: Args, folder: Path, at_least: int = 1) -> None:
     """Play a run's last policy for each of its targets, if there are as many."""
     env = make_atari_env(args.task, frame_stack=args.frames_stack)
-    policy = cast(InContextPolicy, load_run_policy(folder, env))
+    policy = load_run_policy(folder, env)
+    if not isinstance(policy, InContextPolicy):
+        raise InputError(
+            f"expected the folder of a Decision Transformer's run, got {folder}; use one"
+        )
     targets = args.target_return or policy.config.target_return or (policy.target_return,)
     if len(targets) < at_least:
         return

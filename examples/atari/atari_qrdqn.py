@@ -15,7 +15,13 @@ from tianshou_ext.cli import launch
 from tianshou_ext.data.collect import collect_atari
 from tianshou_ext.envs.atari import make_atari_env, make_atari_venv
 from tianshou_ext.errors import InputError
-from tianshou_ext.experiment import link_best, make_test_collector, run_folder, use_threads
+from tianshou_ext.experiment import (
+    check_counts,
+    link_best,
+    make_test_collector,
+    run_folder,
+    use_threads,
+)
 from tianshou_ext.tianshou_api import Collector, run_online
 from tianshou_ext.trainer import RunLogger
 
@@ -81,6 +87,7 @@ def main(args: Args) -> None:
     if args.smoke:
         args.epoch, args.step_per_epoch, args.step_per_collect, args.training_num = 1, 20, 10, 1
     use_threads(args.threads)
+    check_counts(args, "step_per_collect", "training_num")
     acting = Acting(
         max_epoch=args.epoch,
         step_per_epoch=args.step_per_epoch,

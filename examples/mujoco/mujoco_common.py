@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from tianshou_ext.experiment import (
     watch,
 )
 from tianshou_ext.policy import OfflinePolicy
+from tianshou_ext.policy.checks import check_learns_online
 from tianshou_ext.policy.compiled import check_compiler
 from tianshou_ext.policy.in_context import InContextPolicy, Solo
 from tianshou_ext.processor import Precision, has_bf16_units
@@ -111,8 +112,8 @@ class OfflineArgs:
     mixing: Literal["append", "balanced", "priority"] | None = None
     """Of online batches: uniformly from all; a share from the data set; the newest more often. The
     method's own way if left out."""
-    offline_share: float = 0.5
-    """Of a balanced batch."""
+    offline_share: float | None = None
+    """Of a balanced batch; the method's own, or a half, if left out."""
     optimistic_candidates: int = 0
     """Online, act by the best of so many actions around the policy's (O3F)."""
     optimistic_noise: float = 0.1
@@ -171,6 +172,11 @@ def train(
     """
     name = name or method
     check_counts(args, "update_per_epoch", "batch_size", "test_num", "online_steps_per_epoch")
+    if args.online_steps < 0 or (args.online_steps and args.epoch < 0):
+        raise InputError(
+            f"expected --online-steps and --epoch of at least 0, got {args.online_steps} and "
+            f"{args.epoch}; change them"
+        )
     if not args.online_steps:
         check_counts(args, "epoch")
         check_no_online_flags(args)
@@ -192,6 +198,8 @@ def train(
     if args.watch:
         watch_policy(policy, args, folder)
         return []
+    if args.online_steps:
+        check_learns_online(policy)
     if args.compile:
         policy.compile_step()
     elif args.precision == "fp32" and gains_by_compiling(policy):
@@ -230,8 +238,10 @@ def check_no_online_flags(args: OfflineArgs) -> None:
 
     :raises InputError: if something was.
     """
-    names = ("update_per_step", "warm_up_steps", "mixing", "optimistic_candidates")
-    asked = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
+    names = ("update_per_step", "warm_up_steps", "mixing", "offline_share", "optimistic_candidates")
+    asked = [
+        f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, 0)
+    ]
     if asked:
         raise InputError(
             f"expected --online-steps with {', '.join(asked)}, which act online only, got none; "
@@ -260,7 +270,15 @@ def go_online(
     """Train on the data set and by acting; draw and print what that did; return a row per test."""
     if args.optimistic_candidates:
         policy.set_optimism(args.optimistic_candidates, args.optimistic_noise)
-    mixing = args.mixing and Mixing(kind=args.mixing, offline_share=args.offline_share)
+    own = policy.online_mixing
+    mixing = own if args.mixing in (None, own.kind) else Mixing(kind=args.mixing)
+    if args.offline_share is not None:
+        if mixing.kind != "balanced":
+            raise InputError(
+                f"expected --mixing balanced with --offline-share, got {mixing.kind}; pass both or "
+                "neither"
+            )
+        mixing = replace(mixing, offline_share=args.offline_share)
     rows = fine_tune(
         policy,
         buffer,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mujoco_common import MAX_SMOKE_STEPS, OfflineArgs, data_name, train
 
@@ -67,7 +67,11 @@ def main(args: Args) -> list[dict[str, float]]:
 
 def play_all(args: Args, folder: Path, at_least: int = 1) -> None:
     """Play a run's last policy for each of its targets, if there are as many."""
-    policy = cast(InContextPolicy, load_run_policy(folder, make_mujoco_env(args.task)))
+    policy = load_run_policy(folder, make_mujoco_env(args.task))
+    if not isinstance(policy, InContextPolicy):
+        raise InputError(
+            f"expected the folder of a Decision Transformer's run, got {folder}; use one"
+        )
     targets = args.target_return or policy.config.target_return or (policy.target_return,)
     if len(targets) < at_least:
         return

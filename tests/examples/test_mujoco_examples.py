@@ -119,6 +119,32 @@ def test_fine_tuning_has_the_settings_of_the_methods_own_script(
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "expected"),
+    [
+        ("cal_ql", {"offline_share": 0.1}, {"kind": "balanced", "offline_share": 0.1}),
+        ("adaptive_bc", {"mixing": "append"}, {"kind": "append", "data_share": 0.05}),
+        ("td3_bc", {"mixing": "balanced"}, {"kind": "balanced", "offline_share": 0.5}),
+    ],
+)
+def test_flags_of_mixing_change_the_methods_own_way_and_nothing_else(
+    method, given, expected, tmp_path
+):
+    run("mujoco_finetune", tmp_path, method=method, **given)
+    about = json.loads((folders(tmp_path)[0] / "run.json").read_text())
+    assert {name: about["mixing"][name] for name in expected} == expected
+
+
+def test_a_finished_transformer_is_asked_for_another_return(tmp_path, capsys):
+    rows = run("mujoco_dt", tmp_path, target_return=(60.0, 50.0))
+    assert run("mujoco_dt", tmp_path, target_return=(44.0, 33.0)) == rows
+    assert "44" in capsys.readouterr().out
+    run("mujoco_bc", tmp_path)
+    other = next(path for path in folders(tmp_path) if "bc" in path.parts)
+    with pytest.raises(InputError, match="the folder of a Decision Transformer's run"):
+        run("mujoco_dt", tmp_path, play=str(other))
+
+
 def test_a_run_that_is_online_only_may_warm_up(tmp_path, monkeypatch, capsys):
     """It crashed when all was done: no test of it comes before its first environment step."""
     monkeypatch.setattr("mujoco_common.apply_smoke", lambda args: {"max_episode_steps": 20})
@@ -133,7 +159,7 @@ def test_a_run_that_is_online_only_may_warm_up(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["mujoco_bc", "mujoco_dt"])
 def test_what_only_clones_is_refused_online(name, tmp_path):
     with pytest.raises(InputError, match="expected a method that gets better by acting"):
-        run(name, tmp_path, online_steps=100)
+        run(name, tmp_path, online_steps=100, dataset="absent")
 
 
 def test_online_steps_are_whole_epochs(tmp_path):
@@ -267,6 +293,8 @@ def test_whole_numbered_actions_of_a_vector_are_learned_from(tmp_path):
     [
         ({"dataset": ""}, "expected a data set, got ''"),
         ({"mixing": "append", "warm_up_steps": 5}, "--online-steps with --warm-up-steps, --mixing"),
+        ({"online_steps": -20}, "expected --online-steps and --epoch of at least 0, got -20"),
+        ({"online_steps": 20, "offline_share": 0.1}, "--mixing balanced with --offline-share"),
         ({"task": "Hoper-v4"}, "expected a task that is installed, got 'Hoper-v4'"),
         ({"task": "Ant-v4", "dataset": "medium"}, r"expected a level that Ant-v4 has \(random\)"),
         ({"task": "CartPole-v1"}, "expected a Box action space"),

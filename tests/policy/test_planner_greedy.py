@@ -519,7 +519,9 @@ def test_a_run_from_a_data_set_that_is_killed_in_either_phase_ends_alike(
 
 def test_the_planner_teaches_and_the_agent_alone_can_do_it_then():
     """Cloning what the planner does beats a beginner, tested alone."""
-    agent = build(BCPolicy)
+    env = gymnasium.make("CartPole-v1")
+    options = {**SMALL, "obs_norm": "none"}
+    agent = BCPolicy.build(env.observation_space, env.action_space, **options)
     policy = mixed(Schedule(duration=500, unit="steps"), agent=agent, store="planner")
     train(policy, max_epoch=2, step_per_epoch=300, buffer_size=1000, random_steps=0)
     first, last = policy.handover.first_test[1], policy.handover.report()["score_test"]

@@ -25,16 +25,34 @@ class OnlineBuffer(VectorReplayBuffer):
     def hasnull(self) -> bool:
         return False
 
+    def add(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """Add a step of each environment.
 
-def make_online_buffer(observation_space: Any, size: int, num_envs: int) -> VectorReplayBuffer:
+        :raises InputError: if observations are taken for stacked frames and are none.
+        """
+        if self._save_only_last_obs and "obs_next" in batch:
+            older, newer = np.asarray(batch.obs), np.asarray(batch.obs_next)
+            if not np.array_equal(older[:, 1:], newer[:, :-1]):
+                raise InputError(
+                    f"expected uint8 observations of shape {older.shape[1:]} to be frames, the "
+                    "newest last, each step's but the oldest of the step before, got others; pass "
+                    "stacked_frames=False"
+                )
+        return super().add(batch, *args, **kwargs)
+
+
+def make_online_buffer(
+    observation_space: Any, size: int, num_envs: int, *, stacked_frames: bool = True
+) -> VectorReplayBuffer:
     """Return an empty buffer; of stacked frames it keeps one a step.
 
     :param observation_space: of an environment; None if next observations are not needed.
     :param size: rows, over all environments.
+    :param stacked_frames: whether uint8 observations (S, H, W) are the last S frames.
     """
     options: dict[str, Any] = {"ignore_obs_next": observation_space is None}
     frames = isinstance(observation_space, Box) and observation_space.dtype == np.uint8
-    if frames and len(observation_space.shape) == 3:
+    if stacked_frames and frames and len(observation_space.shape) == 3:
         stack = observation_space.shape[0]
         options = {"stack_num": stack, "ignore_obs_next": True, "save_only_last_obs": True}
     return OnlineBuffer(max(size, num_envs), num_envs, **options)
@@ -49,23 +67,28 @@ def cut_episodes(buffer: ReplayBuffer) -> None:
         sub._ep_return, sub._ep_len, sub._ep_start_idx = 0.0, 0, sub._insertion_idx
 
 
-def save_rows(buffer: ReplayBuffer, path: Path) -> None:
-    """Write a buffer of arrays with its insertion state, to be restored exactly."""
+def save_rows(buffer: ReplayBuffer, path: Path, name: str = "") -> None:
+    """Write a buffer of arrays with its insertion state, to be restored exactly.
+
+    :param name: that tells the file from others.
+    """
     rows = filled_rows(buffer)
     with h5py.File(path, "w") as file:
         for key, values in buffer._meta.items():
             if isinstance(values, np.ndarray) and values.dtype != object:
                 file.create_dataset(key, data=values[rows] if len(rows) < len(values) else values)
         subs = list(getattr(buffer, "buffers", [buffer]))
+        file.attrs["name"] = name
         file.attrs["state"] = [[len(s), s._insertion_idx, s.last_index[0]] for s in subs]
 
 
-def restore_rows(buffer: ReplayBuffer, path: Path) -> None:
+def restore_rows(buffer: ReplayBuffer, path: Path, name: str = "") -> None:
     """Fill an empty buffer, of the same sizes or larger, with what ``save_rows`` wrote.
 
     A ring that was full and has more room now goes on behind its newest row.
 
-    :raises InputError: if the file is missing or of another buffer.
+    :param name: that it was given there; any if empty.
+    :raises InputError: if the file is missing, damaged or of another buffer.
     """
     subs = list(getattr(buffer, "buffers", [buffer]))
     if not path.exists():
@@ -73,16 +96,34 @@ def restore_rows(buffer: ReplayBuffer, path: Path) -> None:
             f"expected the run's buffer at {path}, found none; restore it or start anew"
         )
     with open_hdf5(path) as file:
+        own = file.attrs.get("name", name)
+        if name and own != name:
+            raise InputError(
+                f"expected the buffer that the run saved at {path}, got one of another run; "
+                "restore it or start anew"
+            )
         if "state" not in file.attrs:
             raise InputError(
                 f"expected the run's buffer at {path}, got an HDF5 file with {sorted(file)[:8]}; "
                 "restore it or start anew"
             )
         state = np.asarray(file.attrs["state"])
-        if len(state) != len(subs) or state[:, 0].max() > min(sub.maxsize for sub in subs):
+        if len(state) != len(subs):
             raise InputError(
                 f"expected a buffer of {len(subs)} environments at {path}, got one of "
-                f"{len(state)}, or a larger one; use the settings of the run"
+                f"{len(state)}; use the settings of the run"
+            )
+        if state[:, 0].max() > min(sub.maxsize for sub in subs):
+            raise InputError(
+                f"expected a buffer of at most {min(sub.maxsize for sub in subs)} rows of an "
+                f"environment at {path}, got {state[:, 0].max()}; use the settings of the run"
+            )
+        lengths = {key: len(column) for key, column in file.items()}
+        needed = {"obs", "act", "rew", "terminated", "truncated", "done"}
+        if needed - set(lengths) or {*lengths.values()} != {int(state[:, 0].sum())}:
+            raise InputError(
+                f"expected {state[:, 0].sum()} rows of {', '.join(sorted(needed))} at {path}, got "
+                f"{lengths}; the file is damaged, restore it or start anew"
             )
         starts = np.cumsum([0, *(sub.maxsize for sub in subs)])
         state = state.copy()

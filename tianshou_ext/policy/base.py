@@ -225,6 +225,11 @@ class OfflinePolicy(Staging):
         check_optimism(self, candidates, noise)
         self._optimism = (candidates, noise)
 
+    @property
+    def optimism(self) -> list[float] | None:
+        """What ``set_optimism`` was given, or None."""
+        return None if self._optimism is None else list(self._optimism)
+
     def explore(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Choose actions as ``act`` does, while collecting."""
         if self._optimism is not None:

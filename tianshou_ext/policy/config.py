@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from tianshou_ext.data.normalize import ObsNorm, RewardNorm
 from tianshou_ext.errors import InputError
@@ -23,6 +23,9 @@ TConfig = TypeVar("TConfig", bound="PolicyConfig")
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """Hyperparameters that every method has; methods add theirs."""
+
+    OF_ACTING: ClassVar[tuple[str, ...]] = ()
+    """Fields that change no weight: a run may go on with others."""
 
     gamma: float = 0.99
     """Discount factor, in [0, 1]."""

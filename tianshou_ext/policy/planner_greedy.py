@@ -165,6 +165,11 @@ class PlannerGreedyPolicy(BasePolicy):
         mixed = {f"planner_greedy/{key}": value for key, value in self.handover.report().items()}
         return {**self.agent.metrics, **mixed}
 
+    @metrics.setter
+    def metrics(self, values: dict[str, float]) -> None:
+        own = "planner_greedy/"
+        self.agent.metrics = {key: x for key, x in values.items() if not key.startswith(own)}
+
     def process_buffer(self, buffer: ReplayBuffer) -> ReplayBuffer:
         """Stage a data set."""
         return self.agent.process_buffer(buffer)
