@@ -1,5 +1,7 @@
 """MuJoCo environments: ids of all ages, clear words for those that are none, seeded tests."""
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -75,3 +77,36 @@ def test_every_reset_of_all_environments_starts_the_same_episodes():
     assert np.all(over[-1]) and not np.any(over[:-1])
     with pytest.raises(InputError, match="at least one environment, got 0"):
         make_mujoco_venv("Hopper-v4", 0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "package", "size"),
+    [
+        ("PointMaze_UMaze-v3", "gymnasium_robotics", 8),
+        ("dm_control/cartpole-swingup-v0", "shimmy", 5),
+    ],
+)
+def test_observations_of_several_parts_are_joined_as_gymnasium_does(task, package, size):
+    pytest.importorskip(package)
+    assert resolve_task(task) == task
+    env = make_mujoco_env(task)
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == env.observation_space.shape == (size,)
+    parts, _ = env.unwrapped.reset(seed=0)
+    assert np.array_equal(gymnasium.spaces.flatten(env.unwrapped.observation_space, parts), obs)
+    length, over = 0, False
+    while not over:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        length, over = length + 1, terminated or truncated
+    assert truncated and not terminated and length in (300, 1000)
+
+
+@pytest.mark.parametrize(
+    ("task", "extra"), [("PointMaze_UMaze-v3", "robotics"), ("dm_control/walker-run-v0", "dmc")]
+)
+def test_without_the_package_of_a_task_its_extra_is_named(task, extra, monkeypatch):
+    monkeypatch.setattr(gymnasium, "registry", {})
+    for package in ("gymnasium_robotics", "shimmy"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf'pip install "tianshou_ext\[{extra}\]"'):
+        resolve_task(task)

@@ -295,7 +295,7 @@ def level_file(
     """
     behaviour = find_behaviour(task)
     behaviour.policies(task, level)
-    name = f"{task}_{level}_{steps}_seed{seed}_{behaviour.digest}.hdf5"
+    name = f"{task.replace('/', '_')}_{level}_{steps}_seed{seed}_{behaviour.digest}.hdf5"
 
     def make(path: Path) -> None:
         print(f"collecting {steps:,} steps of {task} {level} to {path}")

@@ -13,6 +13,8 @@ import h5py
 from tianshou_ext.data.behaviour import LEVELS, level_file
 from tianshou_ext.data.cache import cached
 from tianshou_ext.data.convert import d4rl, minari
+from tianshou_ext.data.convert.minari_files import open_dataset
+from tianshou_ext.data.convert.minari_spaces import is_nested
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import references
 
@@ -42,8 +44,8 @@ def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = T
     if dataset in references():
         return _converted(d4rl.convert, dataset, f"d4rl/{dataset}.hdf5", show_progress)
     if re.fullmatch(r"[\w-]+(/[\w-]+)+-v\d+", dataset):
-        name = f"minari/{dataset.replace('/', '_')}.hdf5"
-        return _converted(minari.convert, dataset, name, show_progress)
+        name = f"minari_joined/{dataset.replace('/', '_')}.hdf5"
+        return _converted(_convert_minari, dataset, name, show_progress)
     raise InputError(
         f"expected a data set, got {dataset!r}, which is no level ({', '.join(LEVELS)}), no file, "
         "no D4RL id such as hopper-medium-v2 and no Minari id such as mujoco/hopper/medium-v0; "
@@ -54,7 +56,7 @@ def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = T
 def _converter(path: Path) -> Callable[..., Any] | None:
     """Return what converts a file or folder; None for what is, or should be, a buffer."""
     if path.is_dir():
-        return minari.convert
+        return _convert_minari
     try:
         with h5py.File(path, "r") as file:
             keys = set(file)
@@ -64,7 +66,13 @@ def _converter(path: Path) -> Callable[..., Any] | None:
         return None
     if "observations" in keys:
         return d4rl.convert
-    return minari.convert if any(key.startswith("episode_") for key in keys) else None
+    return _convert_minari if any(key.startswith("episode_") for key in keys) else None
+
+
+def _convert_minari(source: str, path: Path, *, progress: bool) -> Any:
+    """Convert a Minari dataset; observations of several parts are joined, as those of tasks are."""
+    joined = is_nested(open_dataset(source).observations)
+    return minari.convert(source, path, flatten=joined, progress=progress)
 
 
 def _converted(convert: Callable[..., Any], source: str, name: str, show_progress: bool) -> Path:
@@ -73,7 +81,8 @@ def _converted(convert: Callable[..., Any], source: str, name: str, show_progres
             print(convert(source, path, progress=show_progress))
         except InputError as error:
             # What it says to pass are options of the command, which an example does not take.
-            command = f"tianshou-ext convert {convert.__module__.rpartition('.')[2]} {source} FILE"
+            kind = "d4rl" if convert is d4rl.convert else "minari"
+            command = f"tianshou-ext convert {kind} {source} FILE"
             raise InputError(f"{error} (converted by itself: {command})") from error
 
     return cached(name, make)

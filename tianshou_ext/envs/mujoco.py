@@ -3,10 +3,15 @@
 Old ids (``Hopper-v2``, ``Hopper-v3``) need packages that no longer install. They stand for the
 oldest version that runs: -v4, on gymnasium 0.28 and 1.x alike, whose observations, rewards and
 ends are those of -v2 and -v3 except for contact forces (ant, humanoid) and the physics engine.
+
+Tasks of gymnasium-robotics (PointMaze_UMaze-v3) and dm_control (dm_control/walker-walk-v0) are
+known once these packages are installed. Observations of several parts are joined to one vector in
+the order of gymnasium's ``flatten``, which is that of our converters of Minari and RL Unplugged.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -17,12 +22,22 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Dict, Tuple
+from gymnasium.wrappers import FlattenObservation  # type: ignore[attr-defined]
 from tianshou.env import DummyVectorEnv
 
 from tianshou_ext.errors import InputError
 
 FIRST_VERSION = 4
 """The first version of gymnasium's own that runs on DeepMind's bindings."""
+PACKAGES = {
+    r"(Adroit|AntMaze_|Fetch|Franka|HandManipulate|HandReach|PointMaze_)[\w-]+": (
+        "gymnasium_robotics",
+        "robotics",
+    ),
+    r"dm_control/[\w-]+": ("shimmy", "dmc"),
+}
+"""Names of tasks, the package that registers them, and our extra that brings it."""
 
 
 def mujoco_tasks() -> list[str]:
@@ -40,6 +55,7 @@ def resolve_task(task: str) -> str:
     :param task: an id of gymnasium; ``Hopper-v2``, ``Hopper-v3`` and ``Hopper`` are mapped.
     :raises InputError: if no environment has that name.
     """
+    register(task)
     known = mujoco_tasks()
     match = re.fullmatch(r"(?P<name>\w+?)(?:-v(?P<version>\d+))?", task)
     same = [one for one in known if match and one.rpartition("-v")[0] == match["name"]]
@@ -52,6 +68,34 @@ def resolve_task(task: str) -> str:
         f"expected a task that is installed, got {task!r}; known are {', '.join(same or known)}, "
         "and what else gymnasium.make accepts"
     )
+
+
+def without_display() -> None:
+    """Let MuJoCo render by EGL, which needs no display, unless it is told otherwise."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def register(task: str) -> None:
+    """Let the package that has a task register it.
+
+    :raises InputError: if the package is missing.
+    """
+    if task in gymnasium.registry:
+        return
+    for names, (package, extra) in PACKAGES.items():
+        if not re.fullmatch(names, task):
+            continue
+        without_display()  # dm_control looks when it is imported
+        try:
+            module = importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(
+                f"expected the {package} package for {task}, found none; "
+                f'pip install "tianshou_ext[{extra}]"'
+            ) from error
+        if hasattr(gymnasium, "register_envs"):  # older ones ask packages by themselves
+            gymnasium.register_envs(module)
 
 
 def make_mujoco_env(
@@ -71,22 +115,22 @@ def make_mujoco_env(
             f"expected the mujoco package for {task}, found none; "
             'pip install "tianshou_ext[mujoco]"'
         )
-    if render_mode == "rgb_array" and sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")  # which needs no display
+    if render_mode == "rgb_array":
+        without_display()
     options: dict[str, Any] = {}
     if max_episode_steps is not None:
         options["max_episode_steps"] = max_episode_steps
     try:
         with warnings.catch_warnings():  # that there is a newer version
             warnings.simplefilter("ignore")
-            return gymnasium.make(
-                task, render_mode=render_mode, disable_env_checker=True, **options
-            )
+            env = gymnasium.make(task, render_mode=render_mode, disable_env_checker=True, **options)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise InputError(
             f"expected to make {task}, but that failed ({' '.join(str(error).split())[:200]}); "
             f"use another task, such as {', '.join(mujoco_tasks()[:8])}"
         ) from error
+    parts = isinstance(env.observation_space, Dict | Tuple)
+    return FlattenObservation(env) if parts else env
 
 
 class SeededVectorEnv(DummyVectorEnv):
