@@ -27,6 +27,7 @@ from peers import ACT_DIM, OBS_DIM, SPACES
 from speed_continuous import (
     COMPILED,
     EPISODE,
+    ROUNDED,
     Contestants,
     Data,
     Run,
@@ -64,6 +65,8 @@ class Args:
     """Environments that are played at a time."""
     compile: bool = False
     """Measure our gradient steps compiled too."""
+    bf16: bool = False
+    """Measure them with hidden layers in bfloat16 too."""
     json: Path | None = None
     """Where to write all rates."""
 
@@ -258,11 +261,12 @@ def main(args: Args) -> None:
     plain.model.train()
     learning = Contestants()
     learning.runs["ours"] = updates(policy, buffer, BATCH)
-    if args.compile:
-        compiled = build(**SPACES, target_return=TARGET, obs_norm="none", dropout=DROPOUT)
-        compiled.metrics_interval = 1000
-        compiled.compile_step()
-        learning.runs[COMPILED] = updates(compiled, buffer, BATCH)
+    for name, asked in ((COMPILED, args.compile), (ROUNDED, args.bf16)):
+        if asked:
+            other = build(**SPACES, target_return=TARGET, obs_norm="none", dropout=DROPOUT)
+            other.metrics_interval = 1000
+            other.compile_step() if name == COMPILED else other.set_precision("bf16")
+            learning.runs[name] = updates(other, buffer, BATCH)
     learning.runs["plain loop"] = lambda steps: [plain.update() for _ in range(steps)] and None
     peer = d3rlpy_algo() if importlib.util.find_spec("d3rlpy") else None
     if peer is not None:

@@ -202,8 +202,8 @@ def train(
         check_learns_online(policy)
     if args.compile:
         policy.compile_step()
-    elif args.precision == "fp32" and gains_by_compiling(policy):
-        print("hint: --compile --precision bf16 makes gradient steps faster on this processor")
+    elif args.precision == "fp32" and (flags := faster_flags(policy)):
+        print(f"hint: {flags} makes gradient steps faster on this processor")
     policy.set_precision(args.precision)
     if scheduler is not None and not args.online_steps:
         policy.lr_scheduler = scheduler(policy, args.epoch * args.update_per_epoch)
@@ -249,13 +249,17 @@ def check_no_online_flags(args: OfflineArgs) -> None:
         )
 
 
-def gains_by_compiling(policy: OfflinePolicy) -> bool:
-    """Whether compiled steps in bf16 work and were measured to be faster (docs/benchmarks.md)."""
+def faster_flags(policy: OfflinePolicy) -> str:
+    """Return flags by which steps were measured to be faster (docs/benchmarks.md), if any."""
+    if not has_bf16_units(policy.device):
+        return ""
+    if isinstance(policy, InContextPolicy):  # which compiling makes no faster
+        return "--precision bf16"
     try:
         check_compiler(policy.device)
     except InputError:
-        return False
-    return has_bf16_units(policy.device) and not isinstance(policy, InContextPolicy)
+        return ""
+    return "--compile --precision bf16"
 
 
 def go_online(

@@ -114,6 +114,16 @@ def filled_rows(buffer: ReplayBuffer) -> Array:
     return np.concatenate(parts)
 
 
+def rows_in_time(buffer: ReplayBuffer) -> Array:
+    """Return the filled rows, (M,), the oldest of each sub-buffer first."""
+    parts, start = [], 0
+    for sub in getattr(buffer, "buffers", [buffer]):
+        oldest = int(sub._insertion_idx) if len(sub) == sub.maxsize else 0
+        parts.append(start + (oldest + np.arange(len(sub))) % sub.maxsize)
+        start += sub.maxsize
+    return np.concatenate(parts)
+
+
 def as_act(values: Array) -> Array:
     """Return numbers of actions (N,) as int64, vectors (N, A) and others as float32."""
     numbered = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)

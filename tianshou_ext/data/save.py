@@ -10,7 +10,7 @@ import numpy as np
 from tianshou.data import Batch
 
 from tianshou_ext.data.info import numbers_in
-from tianshou_ext.data.replay import neighbours
+from tianshou_ext.data.replay import neighbours, rows_in_time
 from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
@@ -38,7 +38,7 @@ def save_buffer(
             " flatten them first"
         )
     stacked = buffer.stack_num > 1
-    rows = _all_rows(buffer)
+    rows = rows_in_time(buffer)
     terminated = np.asarray(buffer.terminated[rows], dtype=bool)
     truncated = np.asarray(buffer.truncated[rows], dtype=bool)
     truncated[np.isin(rows, buffer.unfinished_index())] = True
@@ -80,14 +80,3 @@ def save_buffer(
             if info:
                 columns["info"] = Batch(info)[rows[here]]
             writer.append(**columns)
-
-
-def _all_rows(buffer: ReplayBuffer) -> np.ndarray[Any, Any]:
-    """Return all filled rows, oldest first within each sub-buffer."""
-    parts, start = [], 0
-    for sub in getattr(buffer, "buffers", [buffer]):
-        order = np.arange(len(sub))
-        full = len(sub) == sub.maxsize
-        parts.append(start + (np.roll(order, -sub._insertion_idx) if full else order))
-        start += sub.maxsize
-    return np.concatenate(parts)

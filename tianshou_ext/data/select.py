@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tianshou_ext.data.replay import neighbours
+from tianshou_ext.data.replay import neighbours, rows_in_time
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 
@@ -54,7 +54,7 @@ def top_episodes(
         raise InputError(
             f"expected one reward a step, got shape {rew.shape} of {rew.dtype}; convert the rewards"
         )
-    rows = _rows_in_time(buffer)
+    rows = rows_in_time(buffer)
     starts, stops, is_transition, finished = _episodes(buffer, rows)
     lengths = np.add.reduceat(is_transition.astype(np.int64), starts)
     weights = np.power(gamma, np.arange(len(rows)) - np.repeat(starts, stops - starts))
@@ -78,16 +78,6 @@ def top_episodes(
     kept = np.zeros(len(starts), dtype=bool)
     kept[order[:num]] = True
     return _copy_rows(buffer, rows[np.repeat(kept, stops - starts)])
-
-
-def _rows_in_time(buffer: ReplayBuffer) -> Array:
-    """Return the filled rows, (M,), the oldest of each sub-buffer first."""
-    parts, start = [], 0
-    for sub in getattr(buffer, "buffers", [buffer]):
-        oldest = int(sub._insertion_idx) if len(sub) == sub.maxsize else 0
-        parts.append(start + (oldest + np.arange(len(sub))) % sub.maxsize)
-        start += sub.maxsize
-    return np.concatenate(parts)
 
 
 def _episodes(buffer: ReplayBuffer, rows: Array) -> tuple[Array, Array, Array, Array]:
