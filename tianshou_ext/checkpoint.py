@@ -66,7 +66,7 @@ def policy_state(policy: OfflinePolicy) -> dict[str, Any]:
         "num_updates": policy.num_updates,
         "online_steps": policy.online_steps,
         "eps": policy.eps,
-        "metrics": policy.metrics,
+        "metrics": {key: float(value) for key, value in policy.metrics.items()},
     }
 
 
