@@ -84,6 +84,13 @@ def test_runs_with_other_settings_are_rows_of_their_own_that_name_them(tmp_path:
     assert "lr" not in str(summary)
 
 
+def test_runs_that_name_no_seed_go_by_their_folders(tmp_path: Path):
+    for name in ("0", "1", "other"):
+        write_run(tmp_path / "Pendulum-v1" / name, [0.0, 1.0], method="td3_bc", config={"lr": 1.0})
+    (group,) = report([tmp_path]).groups
+    assert group.seeds == [0, 1, "other"]
+
+
 def test_a_seed_that_is_there_twice_is_refused(runs: Path):
     write_run(runs / "again", [0.0, 9999.0, *[1000.0] * LAST], **facts(1))
     with pytest.raises(InputError, match=r"got seed 1 of the same .* in .*again and .*iql/1; give"):

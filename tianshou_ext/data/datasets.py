@@ -37,7 +37,8 @@ def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = T
             return path
         about = path.stat()
         facts = f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
-        name = f"files/{path.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.hdf5"
+        joined = "joined-" if convert is _convert_minari else ""
+        name = f"files/{joined}{path.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.hdf5"
         return _converted(convert, str(path), name, show_progress)
     if dataset in LEVELS:
         return level_file(task, dataset, steps, show_progress=show_progress)

@@ -120,9 +120,10 @@ def restore_rows(buffer: ReplayBuffer, path: Path, name: str = "") -> None:
             )
         lengths = {key: len(column) for key, column in file.items()}
         needed = {"obs", "act", "rew", "terminated", "truncated", "done"}
-        if needed - set(lengths) or {*lengths.values()} != {int(state[:, 0].sum())}:
+        size = int(state[:, 0].sum())
+        if size and (needed - set(lengths) or {*lengths.values()} != {size}):
             raise InputError(
-                f"expected {state[:, 0].sum()} rows of {', '.join(sorted(needed))} at {path}, got "
+                f"expected {size} rows of {', '.join(sorted(needed))} at {path}, got "
                 f"{lengths}; the file is damaged, restore it or start anew"
             )
         starts = np.cumsum([0, *(sub.maxsize for sub in subs)])

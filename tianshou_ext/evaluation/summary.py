@@ -41,7 +41,7 @@ class Group:
     scores: list[float] = field(default_factory=list)
     last: list[float] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[int | str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     special: dict[str, Any] = field(default_factory=dict)
     iqm: float = 0.0
@@ -150,6 +150,9 @@ def _facts(folder: Path, end: Mapping[str, float]) -> dict[str, Any]:
     about: dict[str, Any] = defaultdict(str)
     if (folder / FACTS).exists():
         about |= json.loads((folder / FACTS).read_text())
+    seed = about.get("seed")
+    if seed is None:  # as of a run that code of one's own began
+        seed = int(folder.name) if folder.name.isdigit() else folder.name
     return {
         "task": about["task"] or folder.parent.name,
         "dataset": about["dataset"],
@@ -161,7 +164,7 @@ def _facts(folder: Path, end: Mapping[str, float]) -> dict[str, Any]:
             "batch_size": about["batch_size"],
             "precision": about["precision"] or "fp32",
         },
-        "seed": about["seed"] or 0,
+        "seed": seed,
     }
 
 
