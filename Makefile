@@ -15,10 +15,11 @@ VENV2 := .venv-tianshou2
 # With TensorFlow; apart, as TensorBoard loads that wherever it finds it, for seconds.
 VENV3 := .venv-reference
 RUN_EXTRAS := atari,cli
-DEV_EXTRAS := atari,cellworld,cli,dev,minari,mujoco,report,robotics,zstd
-# Tianshou 1.2 with Python's zlib, 2.x with isal: gzip is read by both. Of dm_control gymnasium 0.28
-# imports all whenever it is imported itself, so its tests run beside the newer one.
-MORE_EXTRAS := $(DEV_EXTRAS),dmc,fast
+DEV_EXTRAS := atari,cellworld,cli,dev,minari,mujoco,report,zstd
+# Tianshou 1.2 with Python's zlib, 2.x with isal: gzip is read by both. gymnasium 0.28 imports
+# gymnasium-robotics and dm_control whenever it is imported, with lines of theirs on standard error
+# that other tests look at, so their tests run beside the newer one.
+MORE_EXTRAS := $(DEV_EXTRAS),dmc,fast,robotics
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
