@@ -157,7 +157,7 @@ class Screen(gymnasium.Env):
 
 
 def test_pictures_that_are_no_stacks_of_frames_are_kept_whole():
-    """They were taken for three frames, of which the last is kept."""
+    """They were taken for three frames, of which the last is kept; now that is refused."""
     one, rows = Screen(), 40
     buffer = ReplayBuffer(rows)
     obs, _ = one.reset()
@@ -170,14 +170,12 @@ def test_pictures_that_are_no_stacks_of_frames_are_kept_whole():
     options = {"hidden_sizes": (8,), "num_quantiles": 5}
     policy = DiscreteCQLPolicy.build(one.observation_space, one.action_space, **options)
     common = {"batch_size": 4, "step_per_epoch": 20, "show_progress": False, "verbose": False}
+    both = {"offline_epoch": 1, "update_per_epoch": 2, "online_epoch": 1, **common}
+    with pytest.raises(InputError, match="to be frames, the newest last.*stacked_frames=False"):
+        offline_to_online_trainer(policy, buffer, DummyVectorEnv([Screen]), **both)
+    policy = DiscreteCQLPolicy.build(one.observation_space, one.action_space, **options)
     offline_to_online_trainer(
-        policy,
-        buffer,
-        DummyVectorEnv([Screen]),
-        offline_epoch=1,
-        update_per_epoch=2,
-        online_epoch=1,
-        **common,
+        policy, buffer, DummyVectorEnv([Screen]), stacked_frames=False, **both
     )
     seen = policy.staged.online.sample(8)
     for batch, extra in ((seen.obs, 0), (seen.obs_next, 1)):

@@ -78,7 +78,7 @@ class Acting:
         collect = self.step_per_collect
         if collect is None:  # as few rounds of the environments as make a whole number of updates
             collect = math.lcm(
-                num_envs, Fraction(self.update_per_step).limit_denominator().denominator
+                num_envs, Fraction(float(self.update_per_step)).limit_denominator().denominator
             )
         if collect % num_envs:
             raise InputError(
@@ -275,7 +275,7 @@ class _OnlineLogger(RunLogger):
     def write_checkpoint(self, folder: Path) -> None:
         # Written first: a checkpoint finds the buffer of its own step, or the older one its own.
         path = buffer_file(folder, self.policy)
-        self.buffer_name = uuid.uuid4().hex
+        self.buffer_name = self.buffer_name or uuid.uuid4().hex
         atomic_write(path, lambda partial: save_rows(self.buffer, partial, self.buffer_name))
         super().write_checkpoint(folder)
         for old in folder.glob("buffer_*.hdf5"):

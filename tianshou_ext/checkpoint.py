@@ -176,11 +176,11 @@ def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
             f"expected the settings of the run at {path} ({changes}); use the old ones, choose "
             "another --logdir, or delete the folder"
         )
-    if (policy.lr_scheduler is None) != (state["scheduler"] is None):
-        was, now = ("with", "without") if policy.lr_scheduler is None else ("without", "with")
+    if policy.lr_scheduler is None and state["scheduler"] is not None:
         raise InputError(
-            f"expected the run at {path} to go on {was} a learning-rate schedule, as it began, got "
-            f"one {now}; do as before, choose another --logdir, or delete the folder"
+            f"expected the run at {path} to go on with a learning-rate schedule, as it began, got "
+            "none, so that rates would stay where it left them; do as before, choose another "
+            "--logdir, or delete the folder"
         )
     _load_weights(policy, state["policy"], path)
     try:
@@ -191,7 +191,7 @@ def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
             f"expected the optimizers {', '.join(policy.optimizers)} at {path}, got others "
             f"({error}); use the policy that the checkpoint was made with"
         ) from error
-    if policy.lr_scheduler is not None:
+    if policy.lr_scheduler is not None and state["scheduler"] is not None:
         policy.lr_scheduler.load_state_dict(state["scheduler"])
     for name, generator in policy.generators.items():
         generator.set_state(state["generators"][name])

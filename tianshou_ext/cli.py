@@ -126,7 +126,7 @@ def our_flags(argv: Sequence[str], known: Collection[str]) -> list[str]:
     skip = False
     for word in argv:
         flag, _, value = word.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
+        name = flag.removeprefix("--").replace("-", "_").removeprefix("no_")
         is_flag = word.startswith("--")
         if not is_flag:
             ours += [] if skip else [word]
@@ -137,7 +137,10 @@ def our_flags(argv: Sequence[str], known: Collection[str]) -> list[str]:
         elif name in known or name not in TIANSHOU_FLAGS:
             ours.append(word)
         else:
-            ours += [f"--{TIANSHOU_FLAGS[name]}", *([value] if value else [])]
+            named = TIANSHOU_FLAGS[name]
+            if named == "step_per_epoch" and named not in known:
+                named = "update_per_epoch"
+            ours += [f"--{named}", *([value] if value else [])]
     if unused:
         print(f"without a use here: {', '.join(unused)}")
     return ours

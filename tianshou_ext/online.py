@@ -150,6 +150,7 @@ def offline_to_online_trainer(
     random_steps: int = 0,
     update_per_step: float | None = None,
     step_per_collect: int | None = None,
+    stacked_frames: bool = True,
     test_envs: Any = None,
     episode_per_test: int = 10,
     seed: int = 0,
@@ -184,6 +185,8 @@ def offline_to_online_trainer(
     :param update_per_step: gradient steps for each environment step; the method's if None.
     :param step_per_collect: environment steps between updates; if None as few as there are
         environments, or as make a whole number of updates.
+    :param stacked_frames: whether uint8 observations (S, H, W) are the last S frames, of which the
+        online buffer keeps one a step.
     :param test_envs: play ``episode_per_test`` episodes before training and after each epoch, of
         both phases; None trains without tests.
     :param seed: of the environments.
@@ -259,7 +262,7 @@ def offline_to_online_trainer(
         policy.observation_space,
         acting.rows(len(train_envs)),
         len(train_envs),
-        stacked_frames=int(offline_buffer.stack_num) > 1,
+        stacked_frames=stacked_frames,
     )
     policy.go_online(buffer, mixing, seed=env_seeds(1, seed, DATA)[0])
     if not policy.online_steps:

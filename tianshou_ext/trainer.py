@@ -252,8 +252,15 @@ def check_settings(folder: Path | None, settings: Mapping[str, Any]) -> None:
     """
     if folder is None or not (folder / CHECKPOINT).exists() or not (folder / FACTS).exists():
         return
-    noted = json.loads((folder / FACTS).read_text())
-    before = {**noted, **noted.get("online", {}), **noted.get("mixing", {})}
+    try:
+        noted = json.loads((folder / FACTS).read_text())
+    except ValueError:  # damaged, and written anew by the run that goes on
+        return
+    parts = [noted.get(name) for name in ("online", "mixing")]
+    before = {
+        **noted,
+        **{k: v for part in parts if isinstance(part, dict) for k, v in part.items()},
+    }
     differing = [
         f"{name} was {before[name]}, is {value}"
         for name, value in settings.items()
@@ -353,7 +360,7 @@ def offline_trainer(
         policy.on_progress = lambda: save_checkpoint(policy, folder / CHECKPOINT, run)
     with flushed_denormals():
         policy.process_buffer(buffer)
-    describe_run(policy, folder, {**counts, "transitions": len(buffer), **(about or {})})
+    describe_run(policy, folder, {**(about or {}), **counts, "transitions": len(buffer)})
     logger = RunLogger(
         policy,
         folder,

@@ -35,7 +35,7 @@ def main(args: Args) -> list[dict[str, float]]:
             f"expected the same --actor-lr and --critic-lr, as BCQ has one learning rate here, got "
             f"{args.actor_lr:g} and {args.critic_lr:g}; change one"
         )
-    args.lr = args.actor_lr
+    args.lr = args.actor_lr if args.lr is None else args.lr
     return train_d4rl(args, "bcq")
 
 

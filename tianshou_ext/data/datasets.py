@@ -15,10 +15,14 @@ from tianshou_ext.data.cache import cached
 from tianshou_ext.data.convert import d4rl, minari
 from tianshou_ext.data.convert.minari_files import open_dataset
 from tianshou_ext.data.convert.minari_spaces import is_nested
+from tianshou_ext.data.hdf5 import read_provenance
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import references
 
 __all__ = ["dataset_file"]
+
+NESTED = ("Dict", "Tuple")
+"""Types of spaces whose parts are joined."""
 
 
 def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = True) -> Path:
@@ -37,15 +41,14 @@ def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = T
             return path
         about = path.stat()
         facts = f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
-        joined = "joined-" if convert is _convert_minari else ""
-        name = f"files/{joined}{path.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.hdf5"
+        name = f"files/{path.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.hdf5"
         return _converted(convert, str(path), name, show_progress)
     if dataset in LEVELS:
         return level_file(task, dataset, steps, show_progress=show_progress)
     if dataset in references():
         return _converted(d4rl.convert, dataset, f"d4rl/{dataset}.hdf5", show_progress)
     if re.fullmatch(r"[\w-]+(/[\w-]+)+-v\d+", dataset):
-        name = f"minari_joined/{dataset.replace('/', '_')}.hdf5"
+        name = f"minari/{dataset.replace('/', '_')}.hdf5"
         return _converted(_convert_minari, dataset, name, show_progress)
     raise InputError(
         f"expected a data set, got {dataset!r}, which is no level ({', '.join(LEVELS)}), no file, "
@@ -86,4 +89,14 @@ def _converted(convert: Callable[..., Any], source: str, name: str, show_progres
             command = f"tianshou-ext convert {kind} {source} FILE"
             raise InputError(f"{error} (converted by itself: {command})") from error
 
-    return cached(name, make)
+    path = cached(name, make)
+    about = read_provenance(path)
+    space = about.get("observation_space")
+    if (
+        isinstance(space, dict)
+        and space.get("type") in NESTED
+        and not about.get("observation_order")
+    ):
+        path.unlink()  # made before such observations were joined
+        path = cached(name, make)
+    return path

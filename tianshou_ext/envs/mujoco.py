@@ -70,9 +70,9 @@ def resolve_task(task: str) -> str:
     )
 
 
-def without_display() -> None:
+def render_by_egl() -> None:
     """Let MuJoCo render by EGL, which needs no display, unless it is told otherwise."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+    if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
@@ -86,7 +86,8 @@ def register(task: str) -> None:
     for names, (package, extra) in PACKAGES.items():
         if not re.fullmatch(names, task):
             continue
-        without_display()  # dm_control looks when it is imported
+        if not os.environ.get("DISPLAY"):  # dm_control looks when it is imported
+            render_by_egl()
         try:
             module = importlib.import_module(package)
         except ImportError as error:
@@ -116,7 +117,7 @@ def make_mujoco_env(
             'pip install "tianshou_ext[mujoco]"'
         )
     if render_mode == "rgb_array":
-        without_display()
+        render_by_egl()
     options: dict[str, Any] = {}
     if max_episode_steps is not None:
         options["max_episode_steps"] = max_episode_steps

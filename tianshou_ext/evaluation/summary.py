@@ -22,6 +22,9 @@ from tianshou_ext.evaluation.scores import normalized_score
 from tianshou_ext.files import atomic_write
 from tianshou_ext.trainer import FACTS, PROGRESS, read_progress
 
+SETTINGS = ("update_per_epoch", "transitions", "optimism")
+FREE = ("max_epoch", "episode_per_test", "seed")
+"""Of a run, by which runs are told apart; and of acting, by which they are not."""
 LAST = 10
 """Tests at the end of a run that make its score."""
 
@@ -160,6 +163,9 @@ def _facts(folder: Path, end: Mapping[str, float]) -> dict[str, Any]:
         "steps": int(end["step"]),
         "env_steps": int(end.get("env_step", 0)),
         "settings": {
+            **{name: about[name] for name in SETTINGS if name in about},
+            **(about["mixing"] or {}),
+            **{key: one for key, one in (about["online"] or {}).items() if key not in FREE},
             **(about["config"] or {}),
             "batch_size": about["batch_size"],
             "precision": about["precision"] or "fp32",
