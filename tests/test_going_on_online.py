@@ -21,7 +21,7 @@ from tianshou_ext.errors import InputError
 from tianshou_ext.online import offline_to_online_trainer, online_trainer
 from tianshou_ext.policy import DiscreteCQLPolicy
 from tianshou_ext.tianshou_api import ReplayBuffer
-from tianshou_ext.trainer import PROGRESS
+from tianshou_ext.trainer import CHECKPOINT, PROGRESS
 
 SHORT = {"offline_epoch": 1, "update_per_epoch": 3, "step_per_epoch": 18}
 
@@ -75,6 +75,17 @@ def test_the_buffer_of_another_run_is_refused(tmp_path: Path):
     path.write_bytes(other.read_bytes())
     with pytest.raises(InputError, match="the buffer that the run saved at .*, got one of another"):
         train(build(), tmp_path / "own", online_epoch=2, **SHORT)
+
+
+def test_a_kill_between_buffer_and_checkpoint_does_no_harm(monkeypatch, tmp_path: Path):
+    """A run's buffers have one name, as the last save writes that of the last epoch's end again."""
+    train(build(), tmp_path, online_epoch=1, **SHORT)
+    kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)["run"]["buffer"]
+    monkeypatch.setattr("tianshou_ext.trainer.save_checkpoint", lambda *args: None)
+    train(build(), tmp_path, online_epoch=2, **SHORT)
+    (path,) = tmp_path.glob("buffer_*.hdf5")
+    with h5py.File(path) as file:
+        assert kept and file.attrs["name"] == kept
 
 
 @pytest.mark.parametrize("damage", ["rew", "obs"])

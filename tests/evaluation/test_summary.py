@@ -84,6 +84,15 @@ def test_runs_with_other_settings_are_rows_of_their_own_that_name_them(tmp_path:
     assert "lr" not in str(summary)
 
 
+def test_ways_of_mixing_make_rows_of_their_own(tmp_path: Path):
+    for kind in ("append", "balanced"):
+        online = {"max_epoch": 3, "seed": 0, "warm_up_steps": 0}
+        about = {**facts(0), "mixing": {"kind": kind}, "online": online}
+        write_run(tmp_path / kind, [0.0, 1.0], **about)
+    groups = report([tmp_path]).groups
+    assert [group.special for group in groups] == [{"kind": "append"}, {"kind": "balanced"}]
+
+
 def test_runs_that_name_no_seed_go_by_their_folders(tmp_path: Path):
     for name in ("0", "1", "other"):
         write_run(tmp_path / "Pendulum-v1" / name, [0.0, 1.0], method="td3_bc", config={"lr": 1.0})
