@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import h5py
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
-from test_finetune import SETTINGS, KilledError, build, data, env, envs, interrupt_at, train
+from test_finetune import SETTINGS, KilledError, build, data, env, envs, train
 from tianshou.data import Batch
 from tianshou.env import DummyVectorEnv, SubprocVectorEnv
 
@@ -21,7 +22,7 @@ from tianshou_ext.errors import InputError
 from tianshou_ext.online import offline_to_online_trainer, online_trainer
 from tianshou_ext.policy import DiscreteCQLPolicy
 from tianshou_ext.tianshou_api import ReplayBuffer
-from tianshou_ext.trainer import CHECKPOINT, PROGRESS
+from tianshou_ext.trainer import CHECKPOINT, PROGRESS, RunLogger
 
 SHORT = {"offline_epoch": 1, "update_per_epoch": 3, "step_per_epoch": 18}
 
@@ -132,13 +133,19 @@ def test_half_an_update_for_each_step():
         assert acting.collect(1) == collect
 
 
-def test_metrics_of_a_resumed_run_are_those_of_its_last_step(tmp_path: Path):
-    """The test at which it was killed had none in progress.csv."""
-    whole, broken = build(), build()
-    train(whole, tmp_path / "whole", online_epoch=1, **SHORT)
-    interrupt_at(broken, 3)  # before the first step online, after the last checkpoint
-    with pytest.raises(KilledError):
-        train(broken, tmp_path / "broken", online_epoch=1, **SHORT)
+def test_metrics_of_a_run_killed_in_a_test_are_those_of_its_last_step(monkeypatch, tmp_path: Path):
+    """The test that was played again had none in progress.csv: no step had been taken since."""
+    log = RunLogger.log_test_data
+
+    def killed(logger: RunLogger, *args: Any) -> None:
+        if logger.policy.num_updates == 3:
+            raise KilledError
+        log(logger, *args)
+
+    train(build(), tmp_path / "whole", online_epoch=1, **SHORT)
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(RunLogger, "log_test_data", killed)
+        train(build(), tmp_path / "broken", online_epoch=1, **SHORT)
     train(build(), tmp_path / "broken", online_epoch=1, **SHORT)
     columns = [
         [row["metrics"] for row in csv.DictReader((tmp_path / name / PROGRESS).open())]

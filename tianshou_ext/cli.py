@@ -126,21 +126,17 @@ def our_flags(argv: Sequence[str], known: Collection[str]) -> list[str]:
     skip = False
     for word in argv:
         flag, _, value = word.partition("=")
-        name = flag.removeprefix("--").replace("-", "_").removeprefix("no_")
-        is_flag = word.startswith("--")
-        if not is_flag:
-            ours += [] if skip else [word]
-            continue
-        skip = name in TIANSHOU_FLAGS and name not in known and TIANSHOU_FLAGS[name] is None
-        if skip:
-            unused.append(flag)
-        elif name in known or name not in TIANSHOU_FLAGS:
+        name = flag.removeprefix("--").replace("-", "_")
+        if word.startswith("--"):
+            foreign = name in TIANSHOU_FLAGS and name not in known
+            our_name = TIANSHOU_FLAGS[name] if foreign else None
+            skip = foreign and our_name is None
+            if skip:
+                unused.append(flag)
+            if our_name in known:
+                word = f"--{our_name}={value}" if value else f"--{our_name}"
+        if not skip:
             ours.append(word)
-        else:
-            named = TIANSHOU_FLAGS[name]
-            if named == "step_per_epoch" and named not in known:
-                named = "update_per_epoch"
-            ours += [f"--{named}", *([value] if value else [])]
     if unused:
         print(f"without a use here: {', '.join(unused)}")
     return ours

@@ -20,6 +20,7 @@ from tianshou_ext.divergence import OnDivergence
 from tianshou_ext.errors import InputError, at_least_one
 from tianshou_ext.evaluation.finetuning import summarize_finetuning
 from tianshou_ext.evaluation.scores import score_function
+from tianshou_ext.files import atomic_write
 from tianshou_ext.online import offline_to_online_trainer
 from tianshou_ext.policy import OfflinePolicy, get_method
 from tianshou_ext.tianshou_api import Collector, ReplayBuffer
@@ -239,10 +240,8 @@ def link_best(folder: Path) -> None:
     """Let ``policy.pth`` beside the run's folder point at the newest run's best policy."""
     link = folder.parent / BEST
     if (folder / BEST).exists():
-        partial = link.with_name(f"{link.name}.{os.getpid()}.partial")
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(Path(folder.name) / BEST)
-        partial.replace(link)  # other seeds may end at the same moment
+        # Other seeds may end at the same moment.
+        atomic_write(link, lambda partial: partial.symlink_to(Path(folder.name) / BEST))
 
 
 def render_mode() -> str:

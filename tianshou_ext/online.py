@@ -256,6 +256,7 @@ def offline_to_online_trainer(
             run = resume_run(policy, folder, "auto")
     else:
         run = resume_run(policy, folder, resume, offline_buffer)
+        policy.show_progress = show_progress
         policy.process_buffer(offline_buffer)
         describe_run(policy, folder, facts)
     buffer = make_online_buffer(

@@ -1,39 +1,17 @@
-"""Reading the folder of a run: what it says about itself, and its policy."""
+"""The policy in the folder of a run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from tianshou_ext.checkpoint import load_policy
-from tianshou_ext.errors import InputError
 from tianshou_ext.policy import OfflinePolicy, get_method
 from tianshou_ext.policy.config import make_config
-from tianshou_ext.trainer import BEST, CHECKPOINT, FACTS
+from tianshou_ext.trainer import BEST, CHECKPOINT, read_facts
 
 Which = Literal["last", "best"]
 WEIGHTS = {"last": CHECKPOINT, "best": BEST}
-
-
-def read_facts(folder: Path, name: str = FACTS) -> dict[str, Any]:
-    """Return what a run's folder says about itself.
-
-    :raises InputError: if the file is missing or damaged.
-    """
-    path = folder / name
-    if not path.exists():
-        raise InputError(
-            f"expected a run in {folder}, found no {name}; give the folder of a run whose training "
-            "has begun"
-        )
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(
-            f"expected JSON in {path}, got a damaged file ({error}); train the run again"
-        ) from error
-    return facts
 
 
 def load_run_policy(folder: Path, env: Any, which: Which = "last") -> OfflinePolicy:

@@ -250,11 +250,11 @@ def check_settings(folder: Path | None, settings: Mapping[str, Any]) -> None:
 
     :raises InputError: if a setting differs from what its ``run.json`` says.
     """
-    if folder is None or not (folder / CHECKPOINT).exists() or not (folder / FACTS).exists():
+    if folder is None or not (folder / CHECKPOINT).exists():
         return
     try:
-        noted = json.loads((folder / FACTS).read_text())
-    except ValueError:  # damaged, and written anew by the run that goes on
+        noted = read_facts(folder)
+    except InputError:  # missing or damaged, and written anew by the run that goes on
         return
     parts = [noted.get(name) for name in ("online", "mixing")]
     before = {
@@ -271,6 +271,26 @@ def check_settings(folder: Path | None, settings: Mapping[str, Any]) -> None:
             f"expected the settings of the run at {folder} ({', '.join(differing)}); use the old "
             "ones, choose another --logdir, or delete the folder"
         )
+
+
+def read_facts(folder: Path, name: str = FACTS) -> dict[str, Any]:
+    """Return what a run's folder says about itself.
+
+    :raises InputError: if the file is missing or damaged.
+    """
+    path = folder / name
+    if not path.exists():
+        raise InputError(
+            f"expected a run in {folder}, found no {name}; give the folder of a run whose training "
+            "has begun"
+        )
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(
+            f"expected JSON in {path}, got a damaged file ({error}); train the run again"
+        ) from error
+    return facts
 
 
 def describe_run(policy: OfflinePolicy, folder: Path | None, about: Mapping[str, Any]) -> None:

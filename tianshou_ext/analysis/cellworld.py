@@ -37,8 +37,9 @@ from tianshou_ext.data.hdf5 import load_buffer
 from tianshou_ext.data.save import save_buffer
 from tianshou_ext.errors import InputError
 from tianshou_ext.files import atomic_write
-from tianshou_ext.runs import Which, load_run_policy, read_facts
+from tianshou_ext.runs import Which, load_run_policy
 from tianshou_ext.tianshou_api import ReplayBuffer
+from tianshou_ext.trainer import read_facts
 
 __all__ = ["CellworldReport", "keep_for_report", "report"]
 

@@ -21,9 +21,6 @@ from tianshou_ext.evaluation.scores import references
 
 __all__ = ["dataset_file"]
 
-NESTED = ("Dict", "Tuple")
-"""Types of spaces whose parts are joined."""
-
 
 def dataset_file(dataset: str, task: str, steps: int, *, show_progress: bool = True) -> Path:
     """Return the buffer file of a data set, made or converted into the cache on first use.
@@ -91,12 +88,7 @@ def _converted(convert: Callable[..., Any], source: str, name: str, show_progres
 
     path = cached(name, make)
     about = read_provenance(path)
-    space = about.get("observation_space")
-    if (
-        isinstance(space, dict)
-        and space.get("type") in NESTED
-        and not about.get("observation_order")
-    ):
+    if "subspaces" in (about.get("observation_space") or {}) and not about["observation_order"]:
         path.unlink()  # made before such observations were joined
         path = cached(name, make)
     return path

@@ -20,7 +20,7 @@ import numpy as np
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import normalized_score
 from tianshou_ext.files import atomic_write
-from tianshou_ext.trainer import FACTS, PROGRESS, read_progress
+from tianshou_ext.trainer import FACTS, PROGRESS, read_facts, read_progress
 
 SETTINGS = ("update_per_epoch", "transitions", "optimism")
 FREE = ("max_epoch", "episode_per_test", "seed")
@@ -152,7 +152,7 @@ def _facts(folder: Path, end: Mapping[str, float]) -> dict[str, Any]:
     """
     about: dict[str, Any] = defaultdict(str)
     if (folder / FACTS).exists():
-        about |= json.loads((folder / FACTS).read_text())
+        about |= read_facts(folder)
     seed = about.get("seed")
     if seed is None:  # as of a run that code of one's own began
         seed = int(folder.name) if folder.name.isdigit() else folder.name
@@ -163,7 +163,7 @@ def _facts(folder: Path, end: Mapping[str, float]) -> dict[str, Any]:
         "steps": int(end["step"]),
         "env_steps": int(end.get("env_step", 0)),
         "settings": {
-            **{name: about[name] for name in SETTINGS if name in about},
+            **{name: about[name] for name in SETTINGS if about.get(name) is not None},
             **(about["mixing"] or {}),
             **{key: one for key, one in (about["online"] or {}).items() if key not in FREE},
             **(about["config"] or {}),
