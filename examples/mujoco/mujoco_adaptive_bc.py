@@ -21,10 +21,11 @@ class Args(OfflineArgs):
     """Weight of cloning against the values offline; the preset's, or 0.4."""
     alpha_online: float | None = None
     """Its start and its greatest value online; the preset's, or alpha."""
-    kp: float = 3e-5
-    """Online: what a step takes from alpha for a return of 1 that lacks."""
-    kd: float = 1e-4
-    """Online: what a step adds to alpha for a return of 1 below the average."""
+    kp: float | None = None
+    """Online: what a step takes from alpha for a return of 1 that lacks; the preset's, or 3e-5."""
+    kd: float | None = None
+    """Online: what a step adds to alpha for a return of 1 below the average; the preset's, or
+    1e-4."""
     target_return: float = 1.05
     """Online: return that is aimed at, where an expert's is 1."""
     return_low: float | None = None

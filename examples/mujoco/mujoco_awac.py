@@ -11,8 +11,8 @@ from tianshou_ext.cli import launch
 class Args(OfflineArgs):
     """AWAC on logged continuous control."""
 
-    lam: float = 1.0 / 3.0
-    """Temperature of the advantage weights, in units of return; 0.1 on AntMaze and Adroit."""
+    lam: float | None = None
+    """Temperature of the advantage weights, in units of return; the preset's, or 1/3."""
     tau: float = 0.005
     """Share of the critics in their targets after each step."""
     num_critics: int = 2

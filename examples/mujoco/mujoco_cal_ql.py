@@ -21,14 +21,14 @@ class Args(OfflineArgs):
     """Actions of each of three kinds in the soft maximum."""
     lagrange_threshold: float | None = None
     """Learn the weight so that the term stays near this; 4 on AntMaze. Left out: a fixed weight."""
-    max_q_backup: bool = False
-    """Take the best of 10 next actions as the target; on in the paper."""
+    max_q_backup: bool | None = None
+    """Take the best of 10 next actions as the target; the preset's (AntMaze: True), or False."""
     actor_lr: float | None = None
     """Adam's learning rate of actor and temperature; the preset's, or 0.0001."""
     critic_hidden_sizes: tuple[int, ...] | None = None
     """Widths of the critics' layers, if others than the actor's; AntMaze: four of 256."""
-    orthogonal_init: bool = False
-    """Start from the official code's weights."""
+    orthogonal_init: bool | None = None
+    """Start from the official code's weights; the preset's (AntMaze: True), or False."""
     num_critics: int = 2
     """Critics whose minimum is taken."""
     tau: float = 0.005

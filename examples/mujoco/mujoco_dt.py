@@ -34,8 +34,8 @@ class Args(OfflineArgs):
     """Of embeddings, attention and blocks."""
     max_ep_len: int = 1000
     """Steps of the longest episode."""
-    rtg_scale: float = 1000.0
-    """Returns are divided by it."""
+    rtg_scale: float | None = None
+    """Returns are divided by it; the preset's, or 1000."""
     slide: int | None = None
     """Steps that a full context drops at once while acting, half of it if left out; the paper's is
     1, and slower."""

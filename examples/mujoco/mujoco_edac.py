@@ -19,8 +19,9 @@ class Args(OfflineArgs):
     """Adam's learning rate of actor and temperature; lr if left out."""
     tau: float = 0.005
     """Share of the critics in their targets after each step."""
-    max_q_backup: bool = False
-    """Take the greatest value of 10 next actions as the target, without entropy."""
+    max_q_backup: bool | None = None
+    """Take the greatest value of 10 next actions as the target, without entropy; the preset's (pen
+    cloned: True), or False."""
 
 
 def main(args: Args) -> list[dict[str, float]]:

@@ -13,10 +13,12 @@ from tianshou_ext.schedules import CosineDecay
 class Args(OfflineArgs):
     """IQL on logged continuous control."""
 
-    expectile: float = 0.7
-    """Weight of positive differences in the value loss, in (0, 1); 0.9 on AntMaze."""
-    inv_temperature: float = 3.0
-    """Inverse temperature of the advantage weights; 0 is cloning; 10 on AntMaze."""
+    expectile: float | None = None
+    """Weight of positive differences in the value loss, in (0, 1); the preset's, or 0.7."""
+    inv_temperature: float | None = None
+    """Inverse temperature of the advantage weights; 0 is cloning; the preset's, or 3."""
+    dropout: float | None = None
+    """Share of the actor's hidden units dropped while it learns; the preset's, or 0."""
     tau: float = 0.005
     """Share of the critics in their targets after each step."""
     num_critics: int = 2

@@ -21,10 +21,10 @@ class Args(OfflineArgs):
     """Weight of the divergence in the VAE's loss."""
     num_samples: int = 1
     """Latents for an estimate of the density."""
-    dropout: float = 0.1
-    """Share of the actor's hidden units that are dropped while it learns."""
-    small_init: bool = False
-    """Start with heads near zero, as on AntMaze."""
+    dropout: float | None = None
+    """Share of the actor's hidden units that are dropped while it learns; the preset's, or 0.1."""
+    small_init: bool | None = None
+    """Start with heads near zero; the preset's (AntMaze: True), or False."""
     vae_steps: int | None = None
     """Gradient steps of the VAE before all others; 100,000 if left out."""
     vae_lr: float = 1e-3

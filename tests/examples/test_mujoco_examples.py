@@ -15,6 +15,7 @@ pytest.importorskip("mujoco")
 pytest.importorskip("tyro")
 
 from tianshou_ext.cli import launch
+from tianshou_ext.data.behaviour import LEVELS
 from tianshou_ext.data.writer import BufferWriter
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy import METHODS
@@ -22,6 +23,10 @@ from tianshou_ext.policy import METHODS
 EXAMPLES = Path(__file__).parents[2] / "examples" / "mujoco"
 NOT_OFFLINE = ("mujoco_common", "mujoco_finetune")
 NAMES = sorted(p.stem for p in EXAMPLES.glob("mujoco_*.py") if p.stem not in NOT_OFFLINE)
+OTHER_LEVELS = (
+    *("human", "cloned", "expert", "umaze", "umaze-diverse"),
+    *("medium-play", "medium-diverse", "large-play", "large-diverse"),
+)
 D4RL = sorted(p.stem for p in EXAMPLES.glob("d4rl_*.py"))
 
 
@@ -352,7 +357,13 @@ def test_every_preset_names_known_fields():
         if presets.SAME_CONFIG.get(row.method, row.method) in METHODS:
             presets.check_row(row)
         assert row.source and row.settings
-        assert row.robot in ("*", *presets.ROBOTS) and row.level in ("*", *presets.LEVELS)
+        assert row.robot in ("*", *presets.ROBOTS)
+        levels = (
+            (*LEVELS, "full-replay")
+            if row.robot in ("halfcheetah", "hopper", "walker2d")
+            else OTHER_LEVELS
+        )
+        assert row.level in ("*", *levels)
         assert (row.method, row.robot, row.level) not in seen
         seen.add((row.method, row.robot, row.level))
 
@@ -380,6 +391,53 @@ def test_presets_by_level_and_by_d4rl_id():
     plain, _ = presets.preset_for("rebrac", "Hopper-v4", "data.hdf5")
     assert set(plain) == {"lr", "batch_size"}
     assert presets.preset_for("nothing", "Hopper-v4", "medium") == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("task", "dataset", "expected"),
+    [
+        ("AntMaze_UMaze-v4", "antmaze-umaze-diverse-v2", (0.003, 0.001, 256, 0.999, "times_100")),
+        ("AntMaze_UMaze-v4", "D4RL/antmaze/umaze-v1", (0.003, 0.002, 256, 0.999, "times_100")),
+        ("AntMaze_UMaze-v4", "ant.hdf5", (None, None, 256, 0.999, "times_100")),
+        ("AdroitHandPen-v1", "D4RL/pen/cloned-v2", (0.05, 0.5, 256, None, None)),
+        ("AdroitHandDoor-v1", "door-human-v1", (0.1, 0.1, 256, None, None)),
+        ("Hopper-v4", "mujoco/hopper/medium-v0", (0.01, 0.01, 1024, None, None)),
+        ("Mine-v0", "mine.hdf5", (None, None, 1024, None, None)),
+    ],
+)
+def test_presets_of_mazes_and_hands_by_every_name_of_their_data(task, dataset, expected):
+    settings, _ = importlib.import_module("presets").preset_for("rebrac", task, dataset)
+    names = ("actor_bc_coef", "critic_bc_coef", "batch_size", "gamma", "reward_norm")
+    assert tuple(settings.get(name) for name in names) == expected
+
+
+def test_ensembles_of_every_level_have_their_papers_sizes():
+    preset_for = importlib.import_module("presets").preset_for
+    sizes = {
+        (robot, level): tuple(
+            preset_for(method, f"{robot}-v4", level)[0]["num_critics"]
+            for method in ("sac_n", "edac")
+        )
+        for robot in ("HalfCheetah", "Hopper", "Walker2d")
+        for level in LEVELS
+    }
+    hopper = {"random": 500, "medium": 500, "expert": 500}
+    assert sizes == {
+        **{("HalfCheetah", level): (10, 10) for level in LEVELS},
+        **{("Hopper", level): (hopper.get(level, 200), 50) for level in LEVELS},
+        **{("Walker2d", level): (100 if level == "expert" else 20, 10) for level in LEVELS},
+    }
+
+
+def test_iql_learns_from_mazes_and_hands_with_its_papers_settings():
+    preset_for = importlib.import_module("presets").preset_for
+    maze, _ = preset_for("iql", "AntMaze_Large-v4", "D4RL/antmaze/large-play-v1")
+    hand, _ = preset_for("iql", "AdroitHandRelocate-v1", "relocate-expert-v1")
+    kitchen, _ = preset_for("iql", "FrankaKitchen-v1", "D4RL/kitchen/mixed-v2")
+    names = ("expectile", "inv_temperature", "reward_norm", "dropout")
+    assert [maze.get(name) for name in names] == [0.9, 10.0, "minus_one", None]
+    assert [hand.get(name) for name in names] == [0.7, 0.5, "none", 0.1]
+    assert [kitchen.get(name) for name in names] == [0.7, 0.5, "none", 0.1]
 
 
 def test_a_preset_is_said_and_flags_go_before_it(tmp_path, monkeypatch, capsys):

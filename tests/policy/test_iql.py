@@ -209,3 +209,29 @@ def test_only_the_actors_learning_rate_decays(make_policy, continuous_buffer):
 def test_values_out_of_range_give_one_sentence(options, sentence, make_policy):
     with pytest.raises(InputError, match=f"expected {sentence}"):
         make_policy("iql", actions="continuous", **options)
+
+
+def test_units_are_dropped_in_the_actors_loss_only(make_policy, continuous_buffer):
+    policy = make_policy("iql", actions="continuous", dropout=0.5, hidden_sizes=(16, 8))
+    obs = random_obs(policy, 8)
+    policy.train()
+    acts = [choose(policy, obs).act for _ in range(2)]
+    assert np.array_equal(*acts)
+    seen, forward = [], policy.actor.forward
+
+    def spy(obs, state=None, info=None, keep=None):
+        seen.append(keep)
+        return forward(obs, state, info, keep)
+
+    policy.actor.forward = spy
+    update(policy, continuous_buffer)
+    (keep,) = seen
+    assert keep.shape[1] == 24 and set(keep.unique().tolist()) == {0.0, 2.0}
+    mean, std = policy.dropped(policy.actor, policy.normalize(obs))
+    assert not torch.equal(mean, forward(policy.normalize(obs))[0][0])
+    assert torch.equal(std, forward(policy.normalize(obs))[0][1])
+
+
+def test_a_network_that_cannot_drop_units_is_refused_in_one_sentence():
+    with pytest.raises(InputError, match=r"GaussianActor of .* for dropout 0.1, got ActorTable"):
+        make(dropout=0.1)

@@ -21,10 +21,10 @@ from torch.distributions import Normal, kl_divergence
 
 from tianshou_ext.checkpoint import load_checkpoint, load_policy, policy_state, save_checkpoint
 from tianshou_ext.errors import InputError
+from tianshou_ext.nn.actor_critic import DeterministicActor
 from tianshou_ext.nn.nets import make_adam
 from tianshou_ext.nn.vae import VAE
 from tianshou_ext.policy import SPOTConfig, SPOTPolicy, TD3BCPolicy
-from tianshou_ext.policy.spot import DropoutActor
 from tianshou_ext.tianshou_api import ReplayBuffer, training_step
 from tianshou_ext.trainer import offline_trainer
 
@@ -380,7 +380,7 @@ def test_a_batch_without_data_to_learn_the_density_from_is_refused():
 
 
 def test_dropped_units_are_as_if_they_were_not_there():
-    actor = DropoutActor((3,), 2, (4, 5))
+    actor = DeterministicActor((3,), 2, (4, 5))
     obs = torch.randn(6, 3)
     whole = actor(obs)[0]
     assert torch.allclose(actor(obs, keep=torch.ones(6, 9))[0], whole)
@@ -424,7 +424,7 @@ def test_acting_drops_nothing_and_learning_drops_in_actor_and_target(make_policy
 
 
 def test_an_actor_that_cannot_drop_units_is_refused_in_one_sentence():
-    with pytest.raises(InputError, match=r"expected a DropoutActor for dropout 0.1, got Lookup"):
+    with pytest.raises(InputError, match=r"DeterministicActor .* for dropout 0.1, got Lookup"):
         make(dropout=0.1)
 
 

@@ -45,7 +45,7 @@ RETURN_RANGE = 1000.0
 """What returns span after ``return_range``: IQL, official repo, train_offline.py."""
 
 FRAME_SCALE = 20.0
-"""Grey levels to one unit, our choice; see docs/methods/discrete_cql.md for what it does."""
+"""Grey levels to one unit, our choice; docs/normalisation.md says why."""
 
 STD_EPS = 1e-3
 """Added to the standard deviation: TD3+BC, official repo, utils.py."""

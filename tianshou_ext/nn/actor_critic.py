@@ -16,27 +16,54 @@ EDAC_HIDDEN_BIAS, EDAC_ACTOR_HEAD, EDAC_CRITIC_HEAD = 0.1, 1e-3, 3e-3
 lifelong_rl/torch/modules.py; ReBRAC's are the same."""
 
 
-class DeterministicActor(nn.Module):
-    """(B, ...) observations to (B, A) actions in (-1, 1).
+class Actor(nn.Module):
+    """What actors share: layers from (B, ...) observations to features, whose units can be dropped.
+
+    Which are dropped comes from outside, so that draws can be repeated.
 
     :param obs_shape: (D,) or (S, H, W).
     """
 
-    def __init__(self, obs_shape: Sequence[int], act_dim: int, hidden_sizes: Sequence[int]) -> None:
+    def __init__(self, obs_shape: Sequence[int], hidden_sizes: Sequence[int]) -> None:
         super().__init__()
-        self.trunk, width = make_trunk(obs_shape, hidden_sizes)
-        self.head = Head(width, act_dim)
+        self.trunk, self.width = make_trunk(obs_shape, hidden_sizes)
+        self.num_hidden = sum(hidden_sizes)
 
-    def forward(self, obs: Tensor, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
-        return torch.tanh(self.head(self.trunk(obs))), state
+    def features(self, obs: Tensor, keep: Tensor | None) -> Tensor:
+        """Return features (B, width).
+
+        :param keep: (B, num_hidden) what the hidden units are multiplied by, layer by layer.
+        """
+        if keep is None:
+            whole: Tensor = self.trunk(obs)
+            return whole
+        x, start = obs, 0
+        for layer in self.trunk.children():
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                x = x * keep[:, start : start + x.shape[1]]
+                start += x.shape[1]
+        return x
 
 
-class GaussianActor(nn.Module):
+class DeterministicActor(Actor):
+    """(B, ...) observations to (B, A) actions in (-1, 1)."""
+
+    def __init__(self, obs_shape: Sequence[int], act_dim: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__(obs_shape, hidden_sizes)
+        self.head = Head(self.width, act_dim)
+
+    def forward(
+        self, obs: Tensor, state: Any = None, info: Any = None, keep: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        return torch.tanh(self.head(self.features(obs, keep))), state
+
+
+class GaussianActor(Actor):
     """(B, ...) observations to mean and standard deviation of a normal distribution, (B, A) each.
 
     What the distribution is over, actions or actions before tanh, is the method's choice.
 
-    :param obs_shape: (D,) or (S, H, W).
     :param log_std_bounds: the logarithm of the deviation is clamped to these.
     :param state_dependent_std: else the deviation is a parameter that starts at 1.
     :param tanh_mean: squash the mean to (-1, 1).
@@ -52,17 +79,16 @@ class GaussianActor(nn.Module):
         state_dependent_std: bool = True,
         tanh_mean: bool = False,
     ) -> None:
-        super().__init__()
-        self.trunk, width = make_trunk(obs_shape, hidden_sizes)
-        self.head = Head(width, 2 * act_dim if state_dependent_std else act_dim)
+        super().__init__(obs_shape, hidden_sizes)
+        self.head = Head(self.width, 2 * act_dim if state_dependent_std else act_dim)
         self.log_std = None if state_dependent_std else nn.Parameter(torch.zeros(act_dim))
         self.log_std_bounds = log_std_bounds
         self.tanh_mean = tanh_mean
 
     def forward(
-        self, obs: Tensor, state: Any = None, info: Any = None
+        self, obs: Tensor, state: Any = None, info: Any = None, keep: Tensor | None = None
     ) -> tuple[tuple[Tensor, Tensor], Any]:
-        mean = self.head(self.trunk(obs))
+        mean = self.head(self.features(obs, keep))
         if self.log_std is None:
             mean, log_std = mean.chunk(2, dim=-1)
         else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tianshou_ext.data.normalize import ObsNormalizer
 from tianshou_ext.errors import InputError
-from tianshou_ext.nn.actor_critic import as_ensemble
+from tianshou_ext.nn.actor_critic import Actor, as_ensemble
 from tianshou_ext.nn.nets import make_adam
 from tianshou_ext.policy.base import OfflinePolicy
 from tianshou_ext.policy.config import PolicyConfig, make_config
@@ -113,6 +113,25 @@ class ActorCriticPolicy(OfflinePolicy):
             obs_norm=ObsNormalizer(shape, config.obs_norm).to(device),
             seed=seed,
         )
+
+    def check_can_drop(self) -> None:
+        """Check that the actor's hidden units can be dropped, where ``dropout`` says so.
+
+        :raises InputError: if it is not one of ours.
+        """
+        if self.config.dropout > 0.0 and not isinstance(self.actor, Actor):
+            raise InputError(
+                "expected a DeterministicActor or GaussianActor of tianshou_ext.nn.actor_critic "
+                f"for dropout {self.config.dropout}, got {type(self.actor).__name__}; pass one, or "
+                "dropout=0.0"
+            )
+
+    def dropped(self, actor: Any, obs: Tensor) -> Any:
+        """Return the actor's output with ``dropout`` of its units dropped, the others scaled up."""
+        rate, keep = self.config.dropout, {}
+        if rate > 0.0:
+            keep["keep"] = (self.rand(len(obs), actor.num_hidden) >= rate) / (1.0 - rate)
+        return actor(obs, **keep)[0]
 
     @staticmethod
     def critic_loss(q: Tensor, target: Tensor) -> Tensor:

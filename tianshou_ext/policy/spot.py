@@ -103,31 +103,6 @@ class SPOTConfig(TD3Config):
         self.check(known, "latent_dim", "at least 1")
 
 
-class DropoutActor(DeterministicActor):
-    """An actor whose hidden units can be dropped; from outside, so that draws can be repeated."""
-
-    def __init__(self, obs_shape: Sequence[int], act_dim: int, hidden_sizes: Sequence[int]) -> None:
-        super().__init__(obs_shape, act_dim, hidden_sizes)
-        self.num_hidden = sum(hidden_sizes)
-
-    def forward(
-        self, obs: Tensor, state: Any = None, info: Any = None, keep: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        """Return actions (B, A) in (-1, 1).
-
-        :param keep: (B, num_hidden) what the hidden units are multiplied by, layer by layer.
-        """
-        if keep is None:
-            return super().forward(obs, state, info)
-        x, start = obs, 0
-        for layer in self.trunk.children():
-            x = layer(x)
-            if isinstance(layer, nn.ReLU):
-                x = x * keep[:, start : start + x.shape[1]]
-                start += x.shape[1]
-        return torch.tanh(self.head(x)), state
-
-
 @register(
     "spot",
     title="SPOT",
@@ -138,8 +113,8 @@ class DropoutActor(DeterministicActor):
 class SPOTPolicy(TD3BCPolicy):
     """SPOT; constructed as ``TD3BCPolicy``, with the VAE and its optimizer.
 
-    :param actor: a ``DropoutActor``; any ``(obs, state) -> ((B, A) actions, state)`` if ``dropout``
-        is 0.
+    :param actor: a ``DeterministicActor``; any ``(obs, state) -> ((B, A) actions, state)`` if
+        ``dropout`` is 0.
     :param vae: ours, or Tianshou's. It is trained for ``vae_steps`` when the policy meets its first
         buffer, and saved with the weights.
     :param vae_optim: over its parameters.
@@ -152,11 +127,7 @@ class SPOTPolicy(TD3BCPolicy):
 
     def __init__(self, *, vae: nn.Module, vae_optim: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if self.config.dropout > 0.0 and not isinstance(self.actor, DropoutActor):
-            raise InputError(
-                f"expected a DropoutActor for dropout {self.config.dropout}, got "
-                f"{type(self.actor).__name__}; pass one, or dropout=0.0"
-            )
+        self.check_can_drop()
         self.vae = as_vae(vae)
         self.add_optimizer("vae", vae_optim, vae)
         self.register_buffer("num_vae_steps", torch.tensor(0))
@@ -167,7 +138,7 @@ class SPOTPolicy(TD3BCPolicy):
     def make_networks(
         cls, obs_shape: Sequence[int], act_dim: int, config: Any
     ) -> dict[str, nn.Module]:
-        actor = DropoutActor(obs_shape, act_dim, config.hidden_sizes)
+        actor = DeterministicActor(obs_shape, act_dim, config.hidden_sizes)
         critic = EnsembleCritic(obs_shape, act_dim, config.hidden_sizes, NUM_CRITICS)
         if config.small_init:
             heads_near_zero(actor, EDAC_ACTOR_HEAD)
@@ -238,14 +209,6 @@ class SPOTPolicy(TD3BCPolicy):
             self.optimize(actor_loss, "actor")
             self.move_targets(self.config.tau)
         return metrics
-
-    def dropped(self, actor: Any, obs: Tensor) -> Tensor:
-        """Return actions (B, A) with hidden units dropped, the others scaled up for them."""
-        rate, keep = self.config.dropout, {}
-        if rate > 0.0:
-            keep["keep"] = (self.rand(len(obs), actor.num_hidden) >= rate) / (1.0 - rate)
-        act: Tensor = actor(obs, **keep)[0]
-        return act
 
     @torch.no_grad()
     def critic_targets(self, batch: Transitions) -> Tensor:
