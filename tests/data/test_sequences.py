@@ -19,7 +19,7 @@ STARTS = np.cumsum([0, *LENGTHS[:-1]])
 
 
 def sequences(buffer: ReplayBuffer, steps: int = K) -> Sequences:
-    return Sequences(Replay(buffer), np.asarray(buffer.done), steps)
+    return Sequences(Replay(buffer), steps)
 
 
 def row(value: float, *, rew: float = 1.0, terminated: bool = False, truncated: bool = False):
@@ -134,7 +134,7 @@ def test_several_environments_in_one_buffer_do_not_mix():
 def test_frames_of_a_window_are_those_that_each_step_saw(steps):
     buffer = make_pixel_buffer()
     replay = Replay(buffer)
-    made = Sequences(replay, np.asarray(buffer.done), steps)
+    made = Sequences(replay, steps)
     windows = made.sample(0)
     assert windows.obs.dtype == torch.uint8 and windows.obs.shape == (18, steps, 4, 44, 44)
     for k in range(len(made)):

@@ -226,6 +226,7 @@ class Replay:
         self.follows = torch.from_numpy(follows)
         self.stack = self._stack_table() if self.stack_num > 1 else None
         self.next = torch.from_numpy(self.next_row)
+        self.ended = torch.from_numpy(terminated | truncated)
         del self.prev_row, self.next_row
         self.returns: Tensor | None = None
 
@@ -345,15 +346,34 @@ class Replay:
             episodes.append(piece if len(chain) == 1 else torch.cat(chain))
         return episodes
 
+    def finished_episodes(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the rows of each episode that has ended, and the rows whose rewards it was paid.
+
+        These have one more where the row that timed out has no stored successor: it is no
+        transition, but pays a reward. An episode that the data cut is left out: its return is not
+        known.
+        """
+        episodes = self.episodes()
+        last = torch.stack([episode[-1] for episode in episodes])
+        after = self.next[last]
+        unused = self.ended[after] & ~self.ended[last]
+        return [
+            (episode, torch.cat([episode, row.view(1)]) if pays else episode)
+            for episode, row, pays, ended in zip(
+                episodes, after, unused.tolist(), self.ended[last].tolist(), strict=True
+            )
+            if ended or pays
+        ]
+
     def set_returns(self, returns_to_go: Callable[[Array], Array]) -> None:
-        """Give batches the return to go of their rows.
+        """Give batches the return to go of their rows; -inf where the data cut the episode.
 
         :param returns_to_go: from the (transformed) rewards (T,) of an episode to its returns (T,).
         """
         rewards = self.rew.cpu().numpy()
         returns = np.full(len(rewards), -np.inf, np.float32)
-        for episode in self.episodes():
-            returns[episode.numpy()] = returns_to_go(rewards[episode.numpy()])
+        for episode, paid in self.finished_episodes():
+            returns[episode.numpy()] = returns_to_go(rewards[paid.numpy()])[: len(episode)]
         self.returns = torch.from_numpy(returns).to(self.device)
 
     def sample(

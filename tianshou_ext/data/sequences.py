@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,29 +52,22 @@ class Sequences:
     """The finished episodes of a replay, as windows.
 
     :param replay: whose rows are gathered.
-    :param done: (M,) whether a row of the buffer ended an episode, by terminal or time-out.
     :param steps: length K of a window.
     :raises InputError: if K is below 1, or no episode is finished.
     """
 
-    def __init__(self, replay: Replay, done: np.ndarray[Any, Any], steps: int) -> None:
+    def __init__(self, replay: Replay, steps: int) -> None:
         if steps < 1:
             raise InputError(f"expected windows of at least one step, got {steps}; change it")
         self.replay, self.steps = replay, steps
-        ended = torch.from_numpy(np.asarray(done, dtype=bool))
-        episodes = replay.episodes()
-        last = torch.stack([episode[-1] for episode in episodes])
-        after = replay.next[last]
-        # Without a stored successor the row that timed out is no transition, but it pays a reward.
-        unused = ended[after] & ~ended[last]
-        finished = (ended[last] | unused).tolist()
-        kept = [episode for episode, known in zip(episodes, finished, strict=True) if known]
-        if not kept:
+        finished = replay.finished_episodes()
+        if not finished:
             raise InputError(
-                f"expected at least one episode that ends, got {len(episodes)} that go on at the "
-                "last row; mark where episodes terminate or time out"
+                f"expected at least one episode that ends, got {len(replay.episodes())} that go on "
+                "at the last row; mark where episodes terminate or time out"
             )
-        self.order = torch.cat(kept)
+        episodes = [episode for episode, _ in finished]
+        self.order = torch.cat(episodes)
         """(N,) rows, episode by episode."""
         lost = 1.0 - len(self.order) / len(replay)
         if lost > MUCH_LEFT_OUT:
@@ -85,7 +76,7 @@ class Sequences:
                 "out in the data, so their returns are not known",
                 stacklevel=2,
             )
-        lengths = torch.tensor([len(episode) for episode in kept])
+        lengths = torch.tensor([len(episode) for episode in episodes])
         self.max_len = int(lengths.max())
         """Steps of the longest episode."""
         end = lengths.cumsum(0).repeat_interleave(lengths)  # (N,) where the next episode begins
@@ -94,7 +85,7 @@ class Sequences:
         """(N,) steps from here to the end of the episode, this one included."""
         self.time = lengths.repeat_interleave(lengths) - self.left
         rewards = replay.rew.double().cpu()
-        extra = torch.where(unused, rewards[after], 0.0)[torch.tensor(finished)]
+        extra = torch.stack([rewards[paid[len(own) :]].sum() for own, paid in finished])
         paid = torch.cat([torch.zeros(1, dtype=torch.float64), rewards[self.order].cumsum(0)])
         rtg = paid[end] - paid[here] + extra.repeat_interleave(lengths)
         self.rtg = rtg.float()

@@ -28,7 +28,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
@@ -208,8 +207,7 @@ class DecisionTransformerPolicy(InContextPolicy):
     # ---- learning -------------------------------------------------------------------------
 
     def on_fit_start(self, replay: Replay) -> None:
-        buffer: ReplayBuffer = self._staged[0]  # type: ignore[index]
-        sequences = Sequences(replay, np.asarray(buffer.done), self.config.context_len)
+        sequences = Sequences(replay, self.config.context_len)
         if sequences.max_len > self.config.max_ep_len:
             raise InputError(
                 f"expected episodes of at most {self.config.max_ep_len} steps, got one of "
