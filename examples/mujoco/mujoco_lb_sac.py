@@ -30,7 +30,7 @@ def main(args: Args) -> list[dict[str, float]]:
     config = lb_sac_config(batch_size)
     if args.batch_size and args.lr is None:
         args.lr = config.lr  # goes with this batch, where the preset's goes with 10,000
-    names = ("lr", "num_critics", "small_init")
+    names = ("lr", "num_critics", "small_init", "wide_init")
     defaults = {"batch_size": batch_size, **{name: getattr(config, name) for name in names}}
     return train(args, "sac_n", name="lb_sac", config_defaults=defaults)
 

@@ -14,7 +14,7 @@ from tables import CriticTable
 from tianshou.data import Batch
 from torch import Tensor
 
-from tianshou_ext.checkpoint import load_checkpoint, save_checkpoint
+from tianshou_ext.checkpoint import load_checkpoint, load_policy, save_checkpoint
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import normalized_score, reference_scores
 from tianshou_ext.nn.actor_critic import CriticList
@@ -273,6 +273,24 @@ def test_a_checkpoint_holds_the_controllers_state(make_policy, continuous_buffer
 
 
 # ---- what returns are to it -----------------------------------------------------------------
+
+
+def test_weights_of_another_run_bring_no_alpha_and_no_range(
+    make_policy, continuous_buffer, tmp_path: Path
+):
+    before = make_policy("adaptive_bc", actions="continuous")
+    before.process_buffer(continuous_buffer)
+    before.alpha.fill_(0.0)  # as after a long time online
+    before.set_average_return(3.0)
+    before.data_range.fill_(7.0)
+    save_checkpoint(before, tmp_path / "before.pt")
+    policy = make_policy("adaptive_bc", actions="continuous", alpha=8.0)
+    load_policy(policy, tmp_path / "before.pt")
+    policy.process_buffer(continuous_buffer)
+    fresh = make_policy("adaptive_bc", actions="continuous", alpha=8.0)
+    fresh.process_buffer(continuous_buffer)
+    assert float(policy.alpha) == 8.0 and not bool(policy.has_average)
+    assert policy.return_range == fresh.return_range
 
 
 def test_the_references_of_d4rl_make_a_return_a_hundredth_of_its_score():

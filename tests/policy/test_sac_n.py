@@ -13,7 +13,7 @@ from gymnasium.spaces import Box
 from tables import ActorTable, CriticTable
 
 from tianshou_ext.errors import InputError
-from tianshou_ext.nn.actor_critic import tanh_normal_log_prob, tanh_normal_sample
+from tianshou_ext.nn.actor_critic import linear_layers, tanh_normal_log_prob, tanh_normal_sample
 from tianshou_ext.policy import SACNConfig, SACNPolicy, lb_sac_config
 from tianshou_ext.tianshou_api import LINE
 
@@ -202,7 +202,7 @@ def test_density_is_that_of_the_squashed_normal_even_far_out():
 
 def test_a_batch_of_256_makes_lb_sac_a_step_of_sac_n(make_policy, make_buffer):
     config = lb_sac_config(256)
-    assert config == SACNConfig(num_critics=4, small_init=False)
+    assert config == SACNConfig(num_critics=4, small_init=False, wide_init=True)
     assert lb_sac_config().lr == pytest.approx(3e-4 * math.sqrt(10_000 / 256))
     assert lb_sac_config(num_critics=25, layer_norm="before").num_critics == 25
     policies = [
@@ -212,6 +212,19 @@ def test_a_batch_of_256_makes_lb_sac_a_step_of_sac_n(make_policy, make_buffer):
     for policy in policies:
         update(policy, make_buffer("vector", "continuous"), times=3)
     assert same(policies[0].state_dict(), policies[1].state_dict())
+
+
+@pytest.mark.parametrize(("small_init", "head", "bias"), [(False, 1.0, 0.25), (True, 3e-3, 0.1)])
+def test_lb_sacs_critics_start_as_wide_as_the_official_codes(small_init, head, bias):
+    """Its ensemble's first disagreement is all its pessimism."""
+    config = lb_sac_config(num_critics=8, hidden_sizes=(16, 64), small_init=small_init)
+    spaces = Box(-1.0, 1.0, (16,)), Box(-1.0, 1.0, (4,))
+    critic = SACNPolicy.build(*spaces, config=config).critic
+    first, second, last = linear_layers(critic)
+    bounds = [float(layer.weight.detach().abs().max()) for layer in (first, second, last)]
+    assert bounds == pytest.approx([1 / 4, 1 / 8, head], rel=0.05)
+    assert float(first.bias.detach().abs().max()) == pytest.approx(bias, rel=0.1)
+    assert not torch.equal(first.weight[0], first.weight[1])
 
 
 def test_layer_norm_keeps_critics_bounded_where_it_stands(make_policy):

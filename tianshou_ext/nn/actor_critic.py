@@ -13,7 +13,7 @@ from tianshou_ext.nn.nets import EnsembleHead, EnsembleLinear, Head, make_trunk
 
 EDAC_HIDDEN_BIAS, EDAC_ACTOR_HEAD, EDAC_CRITIC_HEAD = 0.1, 1e-3, 3e-3
 """Initial hidden biases, and bounds of the heads' uniform weights and biases: official EDAC code,
-lifelong_rl/torch/modules.py; ReBRAC's are the same."""
+lifelong_rl/models/networks.py and policies/models/tanh_gaussian_policy.py, and ReBRAC's."""
 
 
 class Actor(nn.Module):
@@ -245,6 +245,18 @@ def edac_init(actor: nn.Module, critic: nn.Module) -> None:
         for layer in hidden:
             layer.bias.fill_(EDAC_HIDDEN_BIAS)
         for parameter in (head.weight, head.bias):
+            parameter.uniform_(-bound, bound)
+
+
+@torch.no_grad()
+def fan_out_init(critic: nn.Module) -> None:
+    """Draw weights and biases uniformly within 1 / sqrt(outputs): official LB-SAC code.
+
+    Its rule for inputs is applied to weights (inputs, outputs), whose outputs it takes for inputs.
+    """
+    for layer in linear_layers(critic):
+        bound = 1.0 / math.sqrt(layer.bias.shape[-1])
+        for parameter in (layer.weight, layer.bias):
             parameter.uniform_(-bound, bound)
 
 

@@ -135,6 +135,7 @@ class AdaptiveBCPolicy(TD3BCPolicy):
         self.register_buffer("has_average", torch.tensor(False))
         self.register_buffer("data_range", torch.tensor([0.0, 1.0]))
         self.register_buffer("has_range", torch.tensor(False))
+        self._has_data = False
 
     @classmethod
     def make_networks(
@@ -184,6 +185,12 @@ class AdaptiveBCPolicy(TD3BCPolicy):
 
     def on_fit_start(self, replay: Replay) -> None:
         """Note what whole episodes of the data's greatest reward would return."""
+        if not (self._has_data or self.num_updates or self.online_steps):
+            # Weights to start from bring the numbers of the run that they are from.
+            self.alpha.fill_(self.config.alpha)
+            self.has_average.fill_(False)
+            self.has_range.fill_(False)
+        self._has_data = True
         if bool(self.has_range):
             return
         norm = self.reward_norm

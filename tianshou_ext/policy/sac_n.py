@@ -35,6 +35,7 @@ from tianshou_ext.nn.actor_critic import (
     EnsembleCritic,
     GaussianActor,
     edac_init,
+    fan_out_init,
     tanh_normal_sample,
 )
 from tianshou_ext.policy.actor_critic import ActorCriticPolicy
@@ -82,6 +83,9 @@ class SACNConfig(PolicyConfig):
     """Layer normalisation in the critics, before or after each ReLU."""
     small_init: bool = True
     """Initialise hidden biases with 0.1 and the heads near zero, as the official code does."""
+    wide_init: bool = False
+    """Draw the critics' first weights by their outputs, not inputs; LB-SAC. Their values differ
+    more then: 16 times as much with layers of 256."""
 
     def validate(self) -> None:
         super().validate()
@@ -136,6 +140,8 @@ class SACNPolicy(ActorCriticPolicy):
         critic = EnsembleCritic(
             obs_shape, act_dim, hidden, config.num_critics, layer_norm=config.layer_norm
         )
+        if config.wide_init:
+            fan_out_init(critic)
         if config.small_init:
             edac_init(actor, critic)
         return {"actor": actor, "critic": critic}
@@ -215,7 +221,9 @@ class SACNPolicy(ActorCriticPolicy):
 def lb_sac_config(batch_size: int = 10_000, **options: Any) -> SACNConfig:
     """Return LB-SAC: SAC-N with few critics, whose learning rate grows with the root of the batch.
 
-    arXiv 2211.11092: ``lr = 3e-4 sqrt(batch_size / 256)``, PyTorch's own initial weights.
+    arXiv 2211.11092: ``lr = 3e-4 sqrt(batch_size / 256)``. The critics start with the weights of
+    the official code (tinkoff-ai/lb-sac, networks.py) and of CORL.
     """
     lr = 3e-4 * math.sqrt(batch_size / 256)
-    return SACNConfig(**{"lr": lr, "num_critics": 4, "small_init": False, **options})
+    ours = {"lr": lr, "num_critics": 4, "small_init": False, "wide_init": True}
+    return SACNConfig(**{**ours, **options})
