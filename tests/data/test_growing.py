@@ -170,3 +170,6 @@ def test_next_actions_are_those_of_the_same_episode():
     for row in range(59):
         own = row if buffer.done[row] else row + 1
         assert batch.act_next[row].numpy() == pytest.approx(buffer.act[own], rel=1e-6)
+    going_on = ~np.asarray(buffer.done[:60])
+    assert batch.has_act_next.tolist() == [*going_on[:59].tolist(), False]
+    assert going_on.sum() < 60

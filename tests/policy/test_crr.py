@@ -93,6 +93,17 @@ def test_sarsa_targets_are_of_the_datas_next_action():
     assert policy.critic_targets(batch).tolist() == pytest.approx([1.0 + 0.5 * q, -3.0])
 
 
+def test_sarsa_targets_are_the_target_policys_where_no_action_follows():
+    """As in a buffer that is being filled: its newest row, and episodes that were cut."""
+    policy, plain = make(use_sarsa_target=True), make()
+    batch = transitions([0, 0], [ACTS[0]] * 2, [1.0, 1.0], [False, False], [1, 1])
+    expected = plain.critic_targets(batch)[1]
+    batch.act_next = torch.tensor([[0.25, 0.5], [9.0, 9.0]])
+    batch.has_act_next = torch.tensor([True, False])
+    q = ROWS[1] + SLOPE * 0.75
+    assert policy.critic_targets(batch).tolist() == pytest.approx([1.0 + 0.5 * q, expected.item()])
+
+
 def test_sarsa_targets_ask_the_data_for_the_next_action(make_policy, continuous_buffer):
     for use in (False, True):
         policy = make_policy("crr", actions="continuous", use_sarsa_target=use)

@@ -222,6 +222,7 @@ class GrowingReplay(Growing):
             discount=discount,
             act_next=columns["act"][self.next[last].to(self.device)] if self.next_act else None,
             returns=self.returns[here] if self.returns_to_go is not None else None,
+            has_act_next=self.follows[last].to(self.device) if self.next_act else None,
         )
 
 
@@ -247,7 +248,11 @@ class DirectReplay(Growing):
             rew = rew + alive * discount * self._rewards(last)
             discount = torch.where(alive, gamma ** (k + 1), discount)
         here, end = buffer[first], buffer[last]
-        act_next = buffer.act[buffer.next(last)] if self.next_act else None
+        act_next = known = None
+        if self.next_act:
+            following = np.asarray(buffer.next(last))
+            act_next = torch.as_tensor(as_act(np.asarray(buffer.act[following])))
+            known = torch.as_tensor((following != last) & ~np.asarray(buffer.done[last], bool))
         return Transitions(
             obs=torch.as_tensor(np.asarray(here.obs)),
             act=torch.as_tensor(as_act(np.asarray(here.act))),
@@ -255,7 +260,8 @@ class DirectReplay(Growing):
             terminated=torch.as_tensor(np.asarray(end.terminated), dtype=torch.float32),
             obs_next=torch.as_tensor(np.asarray(end.obs_next)),
             discount=discount,
-            act_next=None if act_next is None else torch.as_tensor(as_act(np.asarray(act_next))),
+            act_next=act_next,
+            has_act_next=known,
         ).to(self.device)
 
     def _rewards(self, rows: Array) -> Tensor:

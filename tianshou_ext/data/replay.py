@@ -45,9 +45,11 @@ class Transitions:
     :param discount: (B,) float32, gamma to the number of steps taken; a target is
         ``rew + discount * (1 - terminated) * value(obs_next)``.
     :param act_next: (B, A) the data's action at ``obs_next``, where a method asks for it;
-        meaningless where ``terminated``, the row's own where none follows in a growing buffer.
+        meaningless where ``terminated``.
     :param returns: (B,) float32, the return to go from ``obs``, where a method asks for it; -inf
         where it is not known, in an episode that is still going on.
+    :param has_act_next: (B,) bool, whether an action follows; else ``act_next`` is meaningless.
+        None: wherever the episode did not terminate.
     """
 
     obs: Tensor
@@ -58,6 +60,7 @@ class Transitions:
     discount: Tensor
     act_next: Tensor | None = None
     returns: Tensor | None = None
+    has_act_next: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rew)
@@ -72,6 +75,11 @@ class Transitions:
 def concatenate(parts: Sequence[Transitions]) -> Transitions:
     """Return one batch of several, which hold the same fields."""
     columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Transitions)}
+    if any(known is not None for known in columns["has_act_next"]):
+        columns["has_act_next"] = [
+            torch.ones_like(part.terminated, dtype=torch.bool) if known is None else known
+            for part, known in zip(parts, columns["has_act_next"], strict=True)
+        ]
     given = {k: torch.cat(v) for k, v in columns.items() if all(part is not None for part in v)}
     return Transitions(**given)
 
