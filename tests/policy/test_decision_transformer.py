@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -290,6 +291,22 @@ def test_the_range_of_the_data_is_saved_with_the_weights(continuous_buffer):
     update(policy, continuous_buffer)
     other.load_state_dict(policy.state_dict())
     assert other.target_return == policy.target_return != 0.0
+
+
+@pytest.mark.parametrize(("points", "left"), [(1.0, [29.0, 30.0]), (7.0, [23.0, 27.0])])
+def test_a_step_that_pays_7_counts_as_it_does_in_the_data(points, left, continuous_buffer):
+    buffer = copy.deepcopy(continuous_buffer)
+    buffer.rew[:] = points * np.sign(buffer.rew)
+    policy, played = build(rtg_scale=2.0), build(rtg_scale=2.0)
+    policy.process_buffer(buffer)
+    played.load_state_dict(policy.state_dict())  # as a saved policy that is played
+    played.asked, state, asked = 30.0, None, []
+    for paid in (7.0, -4.0):
+        result = played(Batch(obs=np.zeros((1, 3), np.float32), info={}), state)
+        state = result.state
+        played.record(state, result.act, [paid], [False])
+        asked.append(2.0 * state[0].next_rtg)
+    assert asked == left
 
 
 def test_another_target_gives_other_actions_to_new_episodes_only():

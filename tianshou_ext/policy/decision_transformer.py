@@ -216,6 +216,8 @@ class DecisionTransformerPolicy(InContextPolicy):
             )
         self._sequences, returns = sequences, sequences.returns
         self.data_returns.copy_(torch.tensor([returns.min(), returns.max()]))
+        signs = torch.tensor([-1.0, 0.0, 1.0], device=replay.rew.device)
+        self.rewards_are_signs.copy_(torch.isin(replay.rew, signs).all())
         for target in self.config.target_return:
             self.check_target(target)
 

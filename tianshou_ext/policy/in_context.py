@@ -3,7 +3,8 @@
 The policy's state is one ``Context`` for each environment, which a collector hands back and empties
 when an episode ends. The return asked for goes down by what each step pays; Tianshou tells no
 policy what its action paid, so a collector is made with ``on_step_hook=policy.on_step``, and a loop
-of one's own calls ``record``. Without either the second step of an episode is refused.
+of one's own calls ``record``. Without either the second step of an episode is refused. Where the data's rewards
+are all -1, 0 or 1, as logged Atari play is stored, a step counts by the sign of what it paid.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class InContextPolicy(OfflinePolicy):
 
     learns_online: ClassVar[bool] = False
     data_returns: Tensor
+    rewards_are_signs: Tensor
 
     def set_up_acting(self, model: DecisionTransformer) -> None:
         """Take the network; to be called once, when the policy is made."""
@@ -41,6 +43,7 @@ class InContextPolicy(OfflinePolicy):
         self.is_discrete = isinstance(self.action_space, Discrete)
         # Least and largest return of the data's episodes; the wrong way round before there are any.
         self.register_buffer("data_returns", torch.tensor([math.inf, -math.inf]))
+        self.register_buffer("rewards_are_signs", torch.tensor(False))
         self.asked: float | None = next(iter(self.config.target_return), None)
         """The return that was asked for by hand; None: the best of the data's."""
         self._reader = ContextReader(model)
@@ -122,7 +125,8 @@ class InContextPolicy(OfflinePolicy):
             if not math.isfinite(r):
                 raise InputError(f"expected finite rewards, got {r}; see to the environment")
             taken = int(a) if self.is_discrete else np.asarray(a, np.float32).reshape(-1)
-            one.record(taken, float(r) / self.config.rtg_scale, bool(ended))
+            paid = math.copysign(1.0, r) if self.rewards_are_signs and r else float(r)
+            one.record(taken, paid / self.config.rtg_scale, bool(ended))
 
     def on_step(self, action_batch: Any, rollout_batch: Any) -> None:
         """``record`` for a collector: give it this method as ``on_step_hook``.
