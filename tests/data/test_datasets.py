@@ -1,5 +1,7 @@
 """Data sets by name: levels, D4RL, Minari and files, each converted once."""
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 pytest.importorskip("mujoco")
 
 from tianshou_ext.data.datasets import dataset_file
-from tianshou_ext.data.hdf5 import load_buffer, read_provenance
+from tianshou_ext.data.hdf5 import PROVENANCE, load_buffer, read_provenance
 from tianshou_ext.errors import InputError
 
 
@@ -74,6 +76,17 @@ def test_minari_by_id_folder_and_file(tmp_path):
     folder = write_minari(tmp_path / "minari_datasets_path/mujoco/hopper/medium-v0/data")
     for dataset in ("mujoco/hopper/medium-v0", folder.parent, folder / "main_data.hdf5"):
         assert len(load_buffer(made(dataset))) == 5
+
+
+def test_a_minari_file_made_before_actions_were_scaled_is_made_anew(tmp_path):
+    write_minari(tmp_path / "minari_datasets_path/mujoco/hopper/medium-v0/data")
+    path = made("mujoco/hopper/medium-v0")
+    with h5py.File(path, "r+") as file:
+        about = json.loads(file.attrs[PROVENANCE])
+        del about["actions_scaled"]
+        file.attrs[PROVENANCE] = json.dumps(about)
+    made("mujoco/hopper/medium-v0")
+    assert "actions_scaled" in read_provenance(path)
 
 
 def test_what_is_none_of_these_gets_one_sentence(tmp_path):

@@ -420,6 +420,26 @@ def test_noise_does_not_depend_on_the_size_of_blocks(tmp_path: Path, monkeypatch
     same(made[0], made[1], slice(None))
 
 
+def test_actions_are_scaled_from_the_environments_bounds(tmp_path: Path):
+    columns = episodes()
+    unit = columns["act"].copy()
+    columns["act"] = (unit * [2.0, 1.5] + [0.0, 1.5]).astype(np.float32)  # to [-2, 2] and [0, 3]
+    path = write(tmp_path / "a", columns)
+    relabel(path, out=tmp_path / "b", act_low=(-2.0, 0.0), act_high=(2.0, 3.0), **QUIET)
+    assert np.allclose(read(tmp_path / "b")["act"], unit, atol=1e-6)
+    relabel(path, out=tmp_path / "c", act_low=(-3.0,), act_high=(3.0,), **QUIET)
+    assert np.allclose(read(tmp_path / "c")["act"], columns["act"] / 3.0, atol=1e-6)
+    for low, high, sentence in [
+        ((-1.0,), (1.0,), "expected actions within --act-low and --act-high, got .* in row"),
+        ((-2.0,), (), "of 1 number, or one for each of an action's, got 1 and 0"),
+        ((-2.0,) * 3, (2.0,), "got 3 and 1 for act of shape"),
+        ((2.0,), (-2.0,), "--act-low below --act-high"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            relabel(path, out=tmp_path / "d", act_low=low, act_high=high, **QUIET)
+    assert not (tmp_path / "d").exists()
+
+
 def test_noisy_actions_are_clipped_only_if_asked(tmp_path: Path):
     columns = episodes()
     path = write(tmp_path / "a", columns)

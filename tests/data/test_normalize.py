@@ -32,6 +32,20 @@ def test_vectors_are_centred_and_scaled_by_the_data(discrete_buffer):
     assert torch.allclose(out.std(0, correction=0), torch.ones(3), atol=5e-3)
 
 
+def test_no_period_of_the_data_is_seen_more_often_than_it_is_there():
+    """Every second row is 0: of a million rows evenly spaced ones would be all the same."""
+    rows = 2 * (1 << 17)
+    obs = np.arange(rows, dtype=np.float32)[:, None] % 2
+    flags = {"terminated": np.arange(rows) % 100 == 99, "truncated": np.zeros(rows, bool)}
+    batch = Batch(obs=obs, obs_next=obs, act=np.zeros(rows, int), rew=np.zeros(rows), **flags)
+    buffer = ReplayBuffer(rows)
+    buffer.set_batch(Batch(batch, done=flags["terminated"], info=Batch()))
+    buffer._size, buffer._index = rows, 0
+    norm = ObsNormalizer((1,))
+    norm.fit(Replay(buffer))
+    assert norm.shift.item() == pytest.approx(0.5) and norm.scale.item() == pytest.approx(0.501)
+
+
 def test_a_constant_column_does_not_blow_up(discrete_buffer):
     discrete_buffer._meta["obs"][:, 1] = 5.0
     norm = ObsNormalizer((3,))

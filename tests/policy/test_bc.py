@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -157,3 +159,15 @@ def test_actions_are_drawn_by_their_probabilities_where_that_is_asked_for(make_p
     assert np.allclose(shares, expected, atol=0.04) and (expected > 0.05).sum() > 1
     chosen = choose(likeliest, obs)
     assert (chosen.act == int(chosen.logits[0].argmax())).all()
+
+
+def test_actions_in_the_environments_own_units_are_warned_about(continuous_buffer):
+    """Learned as they are, a policy would do a fraction of what was done."""
+    buffer = copy.deepcopy(continuous_buffer)
+    shape = buffer.act.shape[1:]
+    spaces = Box(-5.0, 5.0, buffer.obs.shape[1:]), Box(-0.4, 0.4, shape)
+    with warnings.catch_warnings(action="error"):  # some are above 0.4: they are scaled
+        BCPolicy.build(*spaces).process_buffer(buffer)
+    buffer.act[:] *= 0.4
+    with pytest.warns(UserWarning, match=r"within the space's own bounds.*relabel FILE --act-low"):
+        BCPolicy.build(*spaces).process_buffer(buffer)

@@ -172,7 +172,7 @@ def test_a_step_by_hand():
     assert metrics["loss/actor"] == pytest.approx(actor_loss, rel=1e-5)
 
 
-@pytest.mark.parametrize(("threshold", "sign"), [(-50.0, 1), (50.0, -1)], ids=["above", "below"])
+@pytest.mark.parametrize(("threshold", "sign"), [(0.0, 1), (50.0, -1)], ids=["above", "below"])
 def test_learned_weight_grows_while_the_gap_is_above_the_threshold(threshold, sign):
     policy = make_cql(lagrange_threshold=threshold, lr=0.01)
     policy.learn(ENTERING)
@@ -198,6 +198,8 @@ def test_lagrange_goes_by_tianshous_two_names():
     assert CQLConfig(lagrange_threshold=5.0).uses_lagrange
     assert CQLConfig(lagrange_threshold=5.0, with_lagrange=True).uses_lagrange
     assert not CQLConfig(lagrange_threshold=5.0, with_lagrange=False).uses_lagrange
+    with pytest.raises(InputError, match=r"at least 0, or None for a fixed weight, got -1"):
+        CQLConfig(lagrange_threshold=-1.0)  # how the official script switches it off
     with pytest.raises(InputError, match="lagrange_threshold a number beside with_lagrange"):
         CQLConfig(with_lagrange=True)
 

@@ -88,7 +88,8 @@ def _converted(convert: Callable[..., Any], source: str, name: str, show_progres
 
     path = cached(name, make)
     about = read_provenance(path)
-    if "subspaces" in (about.get("observation_space") or {}) and not about["observation_order"]:
-        path.unlink()  # made before such observations were joined
+    joined = "subspaces" not in (about.get("observation_space") or {}) or about["observation_order"]
+    if not joined or (about.get("source") == "minari" and "actions_scaled" not in about):
+        path.unlink()  # made before such observations were joined, and actions scaled
         path = cached(name, make)
     return path

@@ -248,11 +248,14 @@ class DirectReplay(Growing):
             rew = rew + alive * discount * self._rewards(last)
             discount = torch.where(alive, gamma ** (k + 1), discount)
         here, end = buffer[first], buffer[last]
-        act_next = known = None
+        act_next: Tensor | None = None
+        has_act_next: Tensor | None = None
         if self.next_act:
             following = np.asarray(buffer.next(last))
             act_next = torch.as_tensor(as_act(np.asarray(buffer.act[following])))
-            known = torch.as_tensor((following != last) & ~np.asarray(buffer.done[last], bool))
+            has_act_next = torch.as_tensor(
+                (following != last) & ~np.asarray(buffer.done[last], bool)
+            )
         return Transitions(
             obs=torch.as_tensor(np.asarray(here.obs)),
             act=torch.as_tensor(as_act(np.asarray(here.act))),
@@ -261,7 +264,7 @@ class DirectReplay(Growing):
             obs_next=torch.as_tensor(np.asarray(end.obs_next)),
             discount=discount,
             act_next=act_next,
-            has_act_next=known,
+            has_act_next=has_act_next,
         ).to(self.device)
 
     def _rewards(self, rows: Array) -> Tensor:

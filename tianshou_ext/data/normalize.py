@@ -39,7 +39,7 @@ FIXED_REWARDS: dict[str, tuple[float, float]] = {
     "times_100": (100.0, 0.0),
 }
 """Scale and shift that are not fitted. On AntMaze's rewards of 0 and 1: IQL subtracts 1, CQL
-(CORL) takes 4 r - 2, Cal-QL 10 r - 5, ReBRAC 100 r; on binary Adroit Cal-QL 10 r + 5."""
+(official script) takes 4 r - 2, Cal-QL 10 r - 5, ReBRAC 100 r; on binary Adroit Cal-QL 10 r + 5."""
 
 RETURN_RANGE = 1000.0
 """What returns span after ``return_range``: IQL, official repo, train_offline.py."""
@@ -75,10 +75,10 @@ class ObsNormalizer(nn.Module):
         if kind == "255":
             self.scale.fill_(255.0)
 
-    def fit(self, replay: Replay, num_rows: int = 100_000) -> None:
-        """Fit to the data once; a fitted or restored normaliser is left alone.
+    def fit(self, replay: Replay) -> None:
+        """Fit to all vectors, or about 20,000 frames evenly spaced, of the data, once.
 
-        :param num_rows: about as many vectors are used, evenly spaced; a fifth as many frames.
+        A fitted or restored normaliser is left alone.
         """
         if bool(self.is_fitted):
             return
@@ -95,10 +95,16 @@ class ObsNormalizer(nn.Module):
             self.shift.copy_((total / count).unsqueeze(0))
             self.scale.fill_(FRAME_SCALE)
         else:
-            step = max(1, len(replay) // num_rows)
-            obs = replay.observations(replay.rows[::step]).double()
-            self.shift.copy_(obs.mean(0))
-            self.scale.copy_(obs.std(0, correction=0) + STD_EPS)
+            chunks = torch.split(replay.rows, 1 << 16)
+            mean = torch.zeros_like(self.shift, dtype=torch.float64)
+            variance = mean.clone()
+            for chunk in chunks:
+                mean += replay.observations(chunk).double().sum(0) / len(replay)
+            for chunk in chunks:
+                apart = replay.observations(chunk).double() - mean
+                variance += apart.square().sum(0) / len(replay)
+            self.shift.copy_(mean)
+            self.scale.copy_(variance.sqrt() + STD_EPS)
         self.is_fitted.fill_(True)
 
     def forward(self, obs: Tensor) -> Tensor:

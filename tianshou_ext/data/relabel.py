@@ -1,7 +1,8 @@
-"""Change the rewards of a buffer file, or add noise to its observations or actions."""
+"""Change the rewards or the actions' range of a buffer file, or add noise to it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tianshou_ext.errors import InputError
 __all__ = ["relabel"]
 
 Array = np.ndarray[Any, Any]
+ACT_SLACK = 1e-3  # by which a scaled action may exceed 1, for rounding
 LARGEST = 1e30  # number in an option of relabel; rewards must stay within float32
 
 
@@ -30,11 +32,13 @@ def relabel(
     obs_noise: float = 0.0,
     act_noise: float = 0.0,
     clip_actions: bool = False,
+    act_low: tuple[float, ...] = (),
+    act_high: tuple[float, ...] = (),
     seed: int = 0,
     compression: Compression = "none",
     progress: bool = True,
 ) -> Report:
-    """Change rewards, or add noise to observations or actions.
+    """Change rewards, scale actions, or add noise to observations or actions.
 
     A reward becomes clip(scale * reward + shift). Rows that are no transitions (the final
     observation of a truncated episode) keep reward and action.
@@ -48,10 +52,14 @@ def relabel(
         observation gets the noise of the row it belongs to, so both still agree.
     :param act_noise: standard deviation of Gaussian noise on actions, in their units.
     :param clip_actions: keep noisy actions within the range recorded for each dimension.
+    :param act_low: least actions of the environment, one number for all dimensions or one for each:
+        actions are scaled from these bounds to [-1, 1], as Tianshou's buffers hold them.
+    :param act_high: greatest actions of the environment.
     :param seed: of the noise.
     :param compression: none can be mapped instead of read; gzip, zstd save disk.
     :param progress: show progress bars.
-    :raises InputError: if nothing would change, or noise is asked for on whole numbers.
+    :raises InputError: if nothing would change, noise or bounds are asked for on whole numbers, or
+        an action lies outside the bounds.
     """
     check_seed(seed)
     numbers = [reward_scale, reward_shift, obs_noise, act_noise, *(reward_clip or ())]
@@ -63,7 +71,8 @@ def relabel(
         raise InputError(f"expected reward_clip as LOW HIGH, got {reward_clip}")
     if clip_actions and not act_noise:
         raise InputError("expected --act-noise with --clip-actions, got none")
-    if (reward_scale, reward_shift, reward_clip, obs_noise, act_noise) == (1, 0, None, 0, 0):
+    asked = (reward_scale, reward_shift, reward_clip, obs_noise, act_noise, act_low, act_high)
+    if asked == (1, 0, None, 0, 0, (), ()):
         raise InputError("expected something to change, got no option that does")
     options = {
         "reward_scale": reward_scale,
@@ -72,12 +81,15 @@ def relabel(
         "obs_noise": obs_noise,
         "act_noise": act_noise,
         "clip_actions": clip_actions,
+        "act_low": list(act_low),
+        "act_high": list(act_high),
         "seed": seed,
     }
     with BufferFile(file) as source:
         _check_noise(source, obs_noise, act_noise)
         obs_change = _ObsNoise(source, obs_noise, seed) if obs_noise else None
         act_change = _ActNoise(source, act_noise, clip_actions, seed) if act_noise else None
+        act_scale = _ActScale(source, act_low, act_high) if act_low or act_high else None
 
         def change(rows: Rows) -> None:
             usable = source.transitions[rows.start : rows.stop]
@@ -97,12 +109,14 @@ def relabel(
                 obs_change.apply(rows)
             if act_change is not None:
                 act_change.apply(rows, usable)
+            if act_scale is not None:
+                act_scale.apply(rows, usable)
 
         return rewrite(
             "relabel",
             [source],
             out,
-            {key: value for key, value in options.items() if value not in (None, False)},
+            {key: value for key, value in options.items() if value not in (None, False, [])},
             change=change,
             compression=compression,
             progress=progress,
@@ -190,3 +204,38 @@ class _ActNoise:
             return changed
 
         rows.columns["act"] = mapped_leaves(noisy, rows.columns["act"], "act")
+
+
+class _ActScale:
+    """Scales actions from an environment's bounds to [-1, 1].
+
+    :raises InputError: if the bounds do not fit the actions.
+    """
+
+    def __init__(self, source: BufferFile, low: Sequence[float], high: Sequence[float]) -> None:
+        shape, dtype = source.specs.get("act", ((), "a Batch"))
+        sizes = {len(low), len(high)} - {1}
+        is_vector = len(shape) == 1 and np.dtype(dtype).kind == "f"
+        if not is_vector or not low or not high or not sizes <= {*shape}:
+            raise InputError(
+                f"expected --act-low and --act-high of 1 number, or one for each of an action's, "
+                f"got {len(low)} and {len(high)} for act of shape {shape} and {dtype} in "
+                f"{source.path}"
+            )
+        self.path = source.path
+        self.low, self.high = np.broadcast_arrays(np.array(low), np.array(high))
+        if not (self.low < self.high).all():
+            raise InputError(f"expected --act-low below --act-high, got {low} and {high}")
+
+    def apply(self, rows: Rows, usable: Array) -> None:
+        """Change ``rows``; of those that are no transitions the action means nothing."""
+        act = rows.columns["act"]
+        scaled = 2.0 * (act - self.low) / (self.high - self.low) - 1.0
+        outside = (np.abs(scaled) > 1.0 + ACT_SLACK).any(1) & usable
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise InputError(
+                f"expected actions within --act-low and --act-high, got {act[row].tolist()} in "
+                f"row {rows.start + row} of {self.path}; give the environment's bounds"
+            )
+        rows.columns["act"] = np.clip(scaled, -1.0, 1.0).astype(act.dtype)

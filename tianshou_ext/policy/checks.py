@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tianshou_ext.policy.base import OfflinePolicy
 
 BOUND_SLACK = 1e-3  # of actions beyond [-1, 1] by rounding
+SCALE_ACTIONS = "tianshou-ext relabel FILE --act-low LOW --act-high HIGH --out NEW"
 
 
 def check_spaces(observation_space: Any, action_space: Any, actions: str) -> None:
@@ -99,7 +100,25 @@ def check_data(replay: Replay, observation_space: Any, action_space: Any) -> Non
         raise InputError(
             "expected actions in [-1, 1], as Tianshou's buffers hold them before map_action scales "
             f"them to the space, got {float(act.min()):g} to {float(act.max()):g} in the buffer; "
-            "scale them to that range"
+            f"scale them: {SCALE_ACTIONS}"
+        )
+    else:
+        warn_of_unscaled(act, action_space)
+
+
+def warn_of_unscaled(act: torch.Tensor, action_space: Any) -> None:
+    """Warn if actions (N, A) lie within bounds narrower than [-1, 1], as unscaled ones would."""
+    low, high = (
+        torch.as_tensor(b, device=act.device) for b in (action_space.low, action_space.high)
+    )
+    narrow = bool((low >= -1.0).all() and (high <= 1.0).all() and (high - low < 1.9).any())
+    if narrow and bool(((act >= low - BOUND_SLACK) & (act <= high + BOUND_SLACK)).all()):
+        warnings.warn(
+            "expected actions in [-1, 1], as Tianshou's buffers hold them before map_action scales "
+            f"them to the space, got {float(act.min()):g} to {float(act.max()):g} in the buffer, "
+            "all within the space's own bounds; if they are the environment's, scale them: "
+            f"{SCALE_ACTIONS}",
+            stacklevel=2,
         )
 
 

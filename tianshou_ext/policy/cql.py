@@ -73,6 +73,9 @@ class CQLConfig(SACNConfig):
         self.check(self.cql_weight >= 0.0, "cql_weight", "at least 0")
         self.check(self.temperature > 0.0, "temperature", "above 0")
         self.check(self.num_repeat_actions >= 1, "num_repeat_actions", "at least 1")
+        threshold = self.lagrange_threshold
+        sound = threshold is None or threshold >= 0.0 or self.with_lagrange is False
+        self.check(sound, "lagrange_threshold", "at least 0, or None for a fixed weight")
         known = self.with_lagrange is not True or self.lagrange_threshold is not None
         self.check(known, "lagrange_threshold", "a number beside with_lagrange")
         self.check(self.cql_alpha_lr is None or self.cql_alpha_lr > 0, "cql_alpha_lr", "above 0")

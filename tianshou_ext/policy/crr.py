@@ -156,11 +156,11 @@ class CRRPolicy(ActorCriticPolicy):
     @torch.no_grad()
     def critic_targets(self, batch: Transitions) -> Tensor:
         """Return y, (B,)."""
-        act = batch.act_next
-        if act is None or batch.has_act_next is not None:
+        act, known = batch.act_next, batch.has_act_next
+        if act is None or known is not None:
             (mean, std), _ = self.actor_target(batch.obs_next)
             drawn = (mean + std * self.randn_like(mean)).clamp(-1.0, 1.0)
-            act = drawn if act is None else torch.where(batch.has_act_next[:, None], act, drawn)
+            act = drawn if act is None or known is None else torch.where(known[:, None], act, drawn)
         q: Tensor = self.critic_target(batch.obs_next, act).amin(0)  # (B,)
         return batch.rew + batch.discount * (1.0 - batch.terminated) * q
 

@@ -39,7 +39,7 @@ MAX_WEIGHT = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteIQLConfig(PolicyConfig):
-    """Hyperparameters of discrete IQL; defaults are the paper's for locomotion."""
+    """Hyperparameters of discrete IQL; expectile, temperature and tau are the paper's."""
 
     expectile: float = 0.7
     """In (0, 1); tau in the paper. 0.5 is the mean over the data's actions."""

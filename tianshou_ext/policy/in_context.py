@@ -3,8 +3,9 @@
 The policy's state is one ``Context`` for each environment, which a collector hands back and empties
 when an episode ends. The return asked for goes down by what each step pays; Tianshou tells no
 policy what its action paid, so a collector is made with ``on_step_hook=policy.on_step``, and a loop
-of one's own calls ``record``. Without either the second step of an episode is refused. Where the data's rewards
-are all -1, 0 or 1, as logged Atari play is stored, a step counts by the sign of what it paid.
+of one's own calls ``record``. Without either the second step of an episode is refused. Where all of
+the data's rewards are -1, 0 or 1, as of logged Atari play, a step counts by the sign of what it
+paid.
 """
 
 from __future__ import annotations

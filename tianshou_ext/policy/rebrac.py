@@ -57,7 +57,8 @@ class ReBRACConfig(TD3Config):
     layer_norm: Literal["none", "before", "after"] = "after"
     """Layer normalisation in the critics, before or after each ReLU."""
     exploration_noise: float = 0.03
-    """Deviation of the noise that a collector adds to actions online, at least 0; official code."""
+    """Deviation of the noise that a collector adds to actions online, at least 0; official code,
+    branch calibration, rebrac_finetune.py."""
     cooling_steps: int = 1_000_000
     """Environment steps over which the actor's penalty would fall to 0 online, at least 1."""
     cooling_end: float = 0.5
@@ -86,7 +87,7 @@ class ReBRACPolicy(TD3BCPolicy):
     config_class = ReBRACConfig
     actor_member = None
     needs_next_act = True
-    online_mixing: ClassVar[Mixing] = Mixing(kind="balanced", offline_share=0.5)  # official code
+    online_mixing: ClassVar[Mixing] = Mixing(kind="balanced", offline_share=0.5)  # as the noise
     actor_penalty: Tensor
     """Weight of the distance to the data's actions in the actor's loss now."""
     critic_penalty: Tensor

@@ -22,6 +22,7 @@ from tianshou_ext.data.convert.minari_episodes import read_episode
 from tianshou_ext.data.convert.minari_files import open_dataset
 from tianshou_ext.data.hdf5 import load_buffer, read_provenance
 from tianshou_ext.errors import InputError
+from tianshou_ext.policy import BCPolicy
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 SAMPLES = Path(__file__).parents[3].parent / "shared/data/formats"
@@ -282,6 +283,30 @@ def test_discrete_actions_count_from_zero(tmp_path: Path):
     assert about["action_start"] == 3 and "from 3" in about["notes"][0]
     with pytest.raises(InputError, match="episode 0: actions holds values outside"):
         run(write(tmp_path / "d", episodes, act={"type": "Discrete", "start": 2, "n": 3}), tmp_path)
+
+
+def test_actions_are_scaled_from_their_bounds(tmp_path: Path):
+    """Humanoid's lie within 0.4: learned as they are, a policy would do 0.4 of what was done."""
+    box = {"type": "Box", "dtype": "float32", "shape": [2], "low": [-0.4, 0.0], "high": [0.4, 3.0]}
+    stored = np.float32([[0.4, 0.0], [-0.4, 3.0], [0.2, 1.5]])
+    root = write(tmp_path / "d", [episode(3, actions=stored)], act=box)
+    scaled = run(root, tmp_path).act
+    assert np.allclose(scaled, [[1, -1], [-1, 1], [0.5, 0]], atol=1e-6)
+    space = spaces.Box(np.float32([-0.4, 0.0]), np.float32([0.4, 3.0]))
+    policy = BCPolicy.build(spaces.Box(-1.0, 1.0, (3,)), space, obs_norm="none")
+    assert np.allclose(policy.map_action(scaled), stored, atol=1e-6)
+    about = read_provenance(tmp_path / "b.hdf5")
+    assert about["actions_scaled"] and "actions within -0.4 to 3 are scaled" in about["notes"][0]
+    with pytest.raises(
+        InputError, match=r"episode 0: actions from -0.5 to 3, outside their bounds"
+    ):
+        stored[1, 0] = -0.5
+        run(write(tmp_path / "e", [episode(3, actions=stored)], act=box), tmp_path)
+    for bounds in ({"low": -1, "high": 1}, {"low": None, "high": None}, {"low": 0, "high": "Inf"}):
+        plain = box | {k: float(v) if isinstance(v, str) else v for k, v in bounds.items()}
+        kept = run(write(tmp_path / "f", [episode(3, actions=stored)], act=plain), tmp_path).act
+        assert np.array_equal(kept, stored)
+        assert not read_provenance(tmp_path / "b.hdf5")["actions_scaled"]
 
 
 def test_tuples_are_kept_by_number_or_flattened(tmp_path: Path):

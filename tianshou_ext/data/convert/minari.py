@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
+
 from tianshou_ext.data.convert.common import (
     Block,
     Fault,
@@ -21,7 +23,14 @@ from tianshou_ext.data.convert.common import (
 )
 from tianshou_ext.data.convert.minari_episodes import read_episode
 from tianshou_ext.data.convert.minari_files import Source, count_steps, open_dataset
-from tianshou_ext.data.convert.minari_spaces import brief, joins_actions, layout, leaves, starts_of
+from tianshou_ext.data.convert.minari_spaces import (
+    bounds_to_scale,
+    brief,
+    joins_actions,
+    layout,
+    leaves,
+    starts_of,
+)
 from tianshou_ext.errors import InputError
 
 __all__ = ["convert"]
@@ -34,7 +43,8 @@ def convert(
 
     An episode's last row with neither flag becomes truncated. Dict and Tuple observations become
     Tianshou's nested Batch unless flattened, and so do such actions unless all parts are boxes.
-    float64 becomes float32; discrete actions count from 0.
+    float64 becomes float32; discrete actions count from 0, continuous ones are scaled from finite
+    bounds to [-1, 1], as Tianshou's buffers hold them.
 
     :param src: dataset id, such as mujoco/hopper/medium-v0, or its folder or main_data.hdf5.
     :param dst: the buffer file to make.
@@ -80,6 +90,7 @@ def convert(
             "observation_order": layout(source.observations) if flatten else None,
             "action_order": layout(source.actions) if actions_join else None,
             "action_start": starts_of(source.actions),
+            "actions_scaled": any(bounds_to_scale(leaf) for _, leaf in leaves(source.actions)),
             "ordered": True,
         },
     )
@@ -104,6 +115,14 @@ def _notes(source: Source, steps: int) -> Iterator[str]:
             yield f"the metadata say {key} {str(said)[:20]}, the data hold {count}"
     if starts := starts_of(source.actions):
         yield f"actions counted from {starts}, now from 0"
+    for path, leaf in leaves(source.actions):
+        if bounds := bounds_to_scale(leaf):
+            low, high = (np.asarray(bound) for bound in bounds)
+            which = f" ({path})" if path else ""
+            yield (
+                f"actions{which} within {low.min():g} to {high.max():g} are scaled to [-1, 1], as "
+                "Tianshou's buffers hold them"
+            )
     if source.observations.get("guessed") or source.actions.get("guessed"):
         yield "the metadata name no spaces: taken from the data, and discrete actions from 0"
 

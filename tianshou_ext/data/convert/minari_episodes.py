@@ -22,6 +22,7 @@ from tianshou_ext.data.convert.minari_values import (
     from_zero,
     join_parts,
     parts_of,
+    scaled_to_unit,
 )
 from tianshou_ext.errors import InputError
 
@@ -51,6 +52,7 @@ def _columns(
         rew = as_vector("rewards", raw["rewards"]).astype(np.float32)
     terminated, truncated = (as_flags(key, raw[key]) for key in ("terminations", "truncations"))
     act = decode(source.actions, raw["actions"], "actions", noted)
+    act = scaled_to_unit(source.actions, act)
     obs = decode(source.observations, raw["observations"], "observations", noted)
     if joins_actions(source.actions, flatten):
         act = join_parts(source.actions, act)

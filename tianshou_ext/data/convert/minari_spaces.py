@@ -14,6 +14,7 @@ import numpy as np
 
 __all__ = [
     "Space",
+    "bounds_to_scale",
     "brief",
     "guess_space",
     "is_nested",
@@ -133,6 +134,21 @@ def _width(leaf: Space) -> int:
     if leaf["type"] == "MultiDiscrete":
         return int(np.sum(leaf["nvec"]))
     return int(np.prod(leaf["shape"]))
+
+
+def bounds_to_scale(space: Space) -> tuple[Any, Any] | None:
+    """Return the bounds of a Box of floats that are finite and not -1 and 1; else None.
+
+    Tianshou's buffers hold actions in [-1, 1], which a policy scales to these bounds.
+    """
+    if space["type"] != "Box" or np.dtype(space["dtype"]).kind != "f":
+        return None
+    low, high = space.get("low"), space.get("high")
+    if low is None or high is None or not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return None
+    if (np.asarray(high) <= np.asarray(low)).any() or (np.all(low == -1) and np.all(high == 1)):
+        return None
+    return low, high
 
 
 def starts_of(space: Space) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tianshou_ext.data.convert.minari_spaces import Space, is_nested, leaves
+from tianshou_ext.data.convert.minari_spaces import Space, bounds_to_scale, is_nested, leaves
 from tianshou_ext.errors import InputError
 
 __all__ = [
@@ -19,9 +19,12 @@ __all__ = [
     "from_zero",
     "join_parts",
     "parts_of",
+    "scaled_to_unit",
 ]
 
 LOSSY = "episodes hold images that were stored as JPEG, which loses detail"
+SLACK = 1e-3
+"""By which scaled actions may exceed 1, for rounding."""
 Array = np.ndarray[Any, Any]
 
 
@@ -129,6 +132,26 @@ def from_zero(space: Space, values: Any) -> Any:
     if is_nested(space):
         return {key: from_zero(part, values[key]) for key, part in space["parts"].items()}
     return values - np.asarray(space["start"], np.int64) if "start" in space else values
+
+
+def scaled_to_unit(space: Space, values: Any) -> Any:
+    """Return actions with each finite Box's bounds scaled to -1 and 1, others as they are.
+
+    :raises InputError: if an action lies outside its bounds by more than a thousandth of them.
+    """
+    if is_nested(space):
+        return {key: scaled_to_unit(part, values[key]) for key, part in space["parts"].items()}
+    bounds = bounds_to_scale(space)
+    if bounds is None:
+        return values
+    low, high = (np.asarray(bound, np.float64) for bound in bounds)
+    scaled: Array = 2.0 * (values - low) / (high - low) - 1.0
+    if np.abs(scaled).max(initial=0.0) > 1.0 + SLACK:
+        raise InputError(
+            f"actions from {values.min():g} to {values.max():g}, outside their bounds, "
+            f"{low.min():g} to {high.max():g}"
+        )
+    return scaled.astype(np.float32)
 
 
 def as_vector(key: str, stored: Array) -> Array:
