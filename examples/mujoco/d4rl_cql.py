@@ -21,8 +21,8 @@ class Args(D4RLArgs):
     """What --dataset takes here, which it goes before: a D4RL id, or one of the others."""
     actor_lr: float = 1e-4
     """Adam's learning rate of actor and temperature."""
-    critic_lr: float = 3e-4
-    """Adam's learning rate of the critics."""
+    critic_lr: float | None = None
+    """Adam's learning rate of the critics; --lr, or 0.0003, if left out."""
     cql_alpha_lr: float = 3e-4
     """Adam's learning rate of the learned weight."""
     cql_weight: float | None = None
@@ -39,7 +39,7 @@ class Args(D4RLArgs):
 
 
 def main(args: Args) -> list[dict[str, float]]:
-    args.lr = args.critic_lr
+    args.lr = args.critic_lr or args.lr or 3e-4
     if args.with_lagrange and args.lagrange_threshold is None:
         args.lagrange_threshold = 10.0
     return train_d4rl(args, "cql")

@@ -15,10 +15,10 @@ class Args(D4RLArgs):
 
     norm_obs: Literal[0, 1] = 1
     """1 normalises observations by the data's mean and std, 0 does not."""
-    actor_lr: float = 3e-4
-    """Adam's learning rate of the actor."""
-    critic_lr: float = 3e-4
-    """Adam's learning rate of the critics."""
+    actor_lr: float | None = None
+    """Adam's learning rate of the actor; --lr, or 0.0003, if left out."""
+    critic_lr: float | None = None
+    """Adam's learning rate of the critics; --lr, or 0.0003, if left out."""
     n_step: int = 3
     """Rewards summed before bootstrapping."""
     alpha: float = 2.5
@@ -34,7 +34,8 @@ class Args(D4RLArgs):
 
 
 def main(args: Args) -> list[dict[str, float]]:
-    args.lr = args.actor_lr
+    both = args.lr or 3e-4
+    args.lr, args.critic_lr = args.actor_lr or both, args.critic_lr or both
     return train_d4rl(args, "td3_bc")
 
 

@@ -178,9 +178,11 @@ def test_tianshous_flags(name, tmp_path, monkeypatch):
     monkeypatch.setenv("D4RL_DATASET_DIR", str(folder))
     write_d4rl(folder / "hopper_medium-v2.hdf5")
     options = {"task": "Hopper-v2", "expert_data_task": "hopper-medium-v2", "norm_obs": 0}
-    rows = run(name, tmp_path, **options)
+    rows = run(name, tmp_path, lr=0.0025, **options)
     assert [row["step"] for row in rows] == [0, 3]
     assert folders(tmp_path)[0].parent.name == "hopper-medium-v2"
+    config = json.loads((folders(tmp_path)[0] / "run.json").read_text())["config"]
+    assert config["lr"] == config.get("critic_lr", 0.0025) == 0.0025
 
 
 def test_all_flags_of_tianshous_examples_are_taken(tmp_path, monkeypatch, capsys):
