@@ -101,6 +101,17 @@ def test_observations_of_several_parts_are_joined_as_gymnasium_does(task, packag
     assert truncated and not terminated and length in (300, 1000)
 
 
+def test_a_task_that_fails_to_start_gets_one_sentence():
+    def broken(**options):
+        raise AssertionError
+
+    gymnasium.register("BrokenKitchen-v0", broken)
+    with pytest.raises(InputError, match=r"BrokenKitchen-v0, .*AssertionError.*mujoco<3.12") as e:
+        make_mujoco_env("BrokenKitchen-v0")
+    del gymnasium.registry["BrokenKitchen-v0"]
+    assert "\n" not in str(e.value)
+
+
 @pytest.mark.parametrize(
     ("task", "extra"), [("PointMaze_UMaze-v3", "robotics"), ("dm_control/walker-run-v0", "dmc")]
 )

@@ -38,6 +38,7 @@ PACKAGES = {
     r"dm_control/[\w-]+": ("shimmy", "dmc"),
 }
 """Names of tasks, the package that registers them, and our extra that brings it."""
+KITCHEN = '; FrankaKitchen of gymnasium-robotics 1.4.2 needs pip install "mujoco<3.12"'
 
 
 def mujoco_tasks() -> list[str]:
@@ -125,10 +126,11 @@ def make_mujoco_env(
         with warnings.catch_warnings():  # that there is a newer version
             warnings.simplefilter("ignore")
             env = gymnasium.make(task, render_mode=render_mode, disable_env_checker=True, **options)
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
+    except Exception as error:  # whatever a task's own code raises
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
-            f"expected to make {task}, but that failed ({' '.join(str(error).split())[:200]}); "
-            f"use another task, such as {', '.join(mujoco_tasks()[:8])}"
+            f"expected to make {task}, but that failed ({said}); use another task, such as "
+            f"{', '.join(mujoco_tasks()[:8])}{KITCHEN if 'Kitchen' in task else ''}"
         ) from error
     parts = isinstance(env.observation_space, Dict | Tuple)
     return FlattenObservation(env) if parts else env
