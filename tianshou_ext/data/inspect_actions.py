@@ -90,7 +90,8 @@ def _of_continuous(path: str, spread: Spread) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"{path} leaves [-1, 1], in up to {share:.3g} % of the rows of a dimension",
-            "policies act in [-1, 1]: scale the actions by the bounds of the action space",
+            "policies act in [-1, 1]: scale the actions by the bounds of the action space, with "
+            "tianshou-ext relabel --act-low LOW --act-high HIGH",
         )
     if spread.constant():
         yield Finding(

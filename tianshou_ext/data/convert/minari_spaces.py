@@ -146,7 +146,8 @@ def bounds_to_scale(space: Space) -> tuple[Any, Any] | None:
     low, high = space.get("low"), space.get("high")
     if low is None or high is None or not (np.isfinite(low).all() and np.isfinite(high).all()):
         return None
-    if (np.asarray(high) <= np.asarray(low)).any() or (np.all(low == -1) and np.all(high == 1)):
+    is_unit = np.equal(low, -1.0).all() and np.equal(high, 1.0).all()
+    if is_unit or np.less_equal(high, low).any():
         return None
     return low, high
 
