@@ -78,15 +78,23 @@ def test_minari_by_id_folder_and_file(tmp_path):
         assert len(load_buffer(made(dataset))) == 5
 
 
-def test_a_minari_file_made_before_actions_were_scaled_is_made_anew(tmp_path):
+@pytest.mark.parametrize(
+    ("space", "anew"),
+    [
+        ({"type": "Box", "shape": [3], "dtype": "float32", "low": -0.4, "high": 0.4}, True),
+        ({"type": "Box", "shape": [3], "dtype": "float32", "low": -1.0, "high": 1.0}, False),
+        ({"type": "Discrete", "shape": [], "n": None, "start": 0}, False),
+    ],
+)
+def test_a_minari_file_made_before_actions_were_scaled_is_made_anew(space, anew, tmp_path):
     write_minari(tmp_path / "minari_datasets_path/mujoco/hopper/medium-v0/data")
     path = made("mujoco/hopper/medium-v0")
     with h5py.File(path, "r+") as file:
         about = json.loads(file.attrs[PROVENANCE])
         del about["actions_scaled"]
-        file.attrs[PROVENANCE] = json.dumps(about)
+        file.attrs[PROVENANCE] = json.dumps(about | {"action_space": space})
     made("mujoco/hopper/medium-v0")
-    assert "actions_scaled" in read_provenance(path)
+    assert ("actions_scaled" in read_provenance(path)) is anew
 
 
 def test_what_is_none_of_these_gets_one_sentence(tmp_path):

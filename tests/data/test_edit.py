@@ -430,7 +430,7 @@ def test_actions_are_scaled_from_the_environments_bounds(tmp_path: Path):
     relabel(path, out=tmp_path / "c", act_low=(-3.0,), act_high=(3.0,), **QUIET)
     assert np.allclose(read(tmp_path / "c")["act"], columns["act"] / 3.0, atol=1e-6)
     for low, high, sentence in [
-        ((-1.0,), (1.0,), "expected actions within --act-low and --act-high, got .* in row"),
+        ((-1.0,), (1.0,), "expected actions within --act-low and --act-high, got .* in dimension"),
         ((-2.0,), (), "of 1 number, or one for each of an action's, got 1 and 0"),
         ((-2.0,) * 3, (2.0,), "got 3 and 1 for act of shape"),
         ((2.0,), (-2.0,), "--act-low below --act-high"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,12 @@ from tianshou_ext.data.behaviour import LEVELS, level_file
 from tianshou_ext.data.cache import cached
 from tianshou_ext.data.convert import d4rl, minari
 from tianshou_ext.data.convert.minari_files import open_dataset
-from tianshou_ext.data.convert.minari_spaces import is_nested
+from tianshou_ext.data.convert.minari_spaces import (
+    bounds_to_scale,
+    is_nested,
+    leaves,
+    parse_space,
+)
 from tianshou_ext.data.hdf5 import read_provenance
 from tianshou_ext.errors import InputError
 from tianshou_ext.evaluation.scores import references
@@ -87,9 +92,20 @@ def _converted(convert: Callable[..., Any], source: str, name: str, show_progres
             raise InputError(f"{error} (converted by itself: {command})") from error
 
     path = cached(name, make)
-    about = read_provenance(path)
-    joined = "subspaces" not in (about.get("observation_space") or {}) or about["observation_order"]
-    if not joined or (about.get("source") == "minari" and "actions_scaled" not in about):
-        path.unlink()  # made before such observations were joined, and actions scaled
+    if _is_outdated(read_provenance(path)):
+        path.unlink()
         path = cached(name, make)
     return path
+
+
+def _is_outdated(about: Mapping[str, Any]) -> bool:
+    """Return whether a file was made before nested observations were joined, or actions scaled."""
+    if "subspaces" in (about.get("observation_space") or {}) and not about["observation_order"]:
+        return True
+    if about.get("source") != "minari" or "actions_scaled" in about:
+        return False
+    try:
+        actions = parse_space(about["action_space"])
+    except (KeyError, TypeError, ValueError):  # guessed from the data, without bounds
+        return False
+    return any(bounds_to_scale(leaf) for _, leaf in leaves(actions))

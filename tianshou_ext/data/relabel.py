@@ -231,11 +231,12 @@ class _ActScale:
         """Change ``rows``; of those that are no transitions the action means nothing."""
         act = rows.columns["act"]
         scaled = 2.0 * (act - self.low) / (self.high - self.low) - 1.0
-        outside = (np.abs(scaled) > 1.0 + ACT_SLACK).any(1) & usable
+        outside = (np.abs(scaled) > 1.0 + ACT_SLACK) & usable[:, None]
         if outside.any():
-            row = int(np.argmax(outside))
+            row, place = np.argwhere(outside)[0]
             raise InputError(
-                f"expected actions within --act-low and --act-high, got {act[row].tolist()} in "
-                f"row {rows.start + row} of {self.path}; give the environment's bounds"
+                f"expected actions within --act-low and --act-high, got {act[row, place]:g} in "
+                f"dimension {place} of row {rows.start + row} of {self.path}; give the "
+                "environment's bounds"
             )
         rows.columns["act"] = np.clip(scaled, -1.0, 1.0).astype(act.dtype)
