@@ -14,12 +14,14 @@ Which = Literal["last", "best"]
 WEIGHTS = {"last": CHECKPOINT, "best": BEST}
 
 
-def load_run_policy(folder: Path, env: Any, which: Which = "last") -> OfflinePolicy:
+def load_run_policy(folder: str | Path, env: Any, which: Which = "last") -> OfflinePolicy:
     """Return the policy of a run's folder, on the CPU.
 
+    :param env: whose spaces the policy is for.
     :param which: ``last``: as the run left it; ``best``: at its best test.
     :raises InputError: if the folder holds no run, or one for other spaces.
     """
+    folder = Path(folder)
     facts = read_facts(folder)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["config"].items()}
     method = get_method(facts["method"])

@@ -105,7 +105,7 @@ class OfflineArgs:
     episodes: int = 100
     """Episodes in the report at the end; 0 for no report."""
     exact: bool = True
-    """Play them by the authors' own arithmetic; --no-exact plays the same, seven times as fast."""
+    """Play them by the authors' own arithmetic; --no-exact plays the same, eight times as fast."""
     jobs: int = 1
     """Processes that convert recordings and play the report's episodes."""
     logdir: str = "log"

@@ -101,6 +101,27 @@ def test_observations_of_several_parts_are_joined_as_gymnasium_does(task, packag
     assert truncated and not terminated and length in (300, 1000)
 
 
+def test_an_environment_of_ones_own_by_the_module_that_registers_it(tmp_path, monkeypatch):
+    """It has no argument at all, as those that people write for their robot often have."""
+    (tmp_path / "my_robot_module.py").write_text(
+        "import gymnasium, numpy as np\n"
+        "from gymnasium.spaces import Box\n"
+        "class MyRobot(gymnasium.Env):\n"
+        "    observation_space, action_space = Box(-9, 9, (3,)), Box(-2, 2, (1,))\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        return np.zeros(3, np.float32), {}\n"
+        "    def step(self, act):\n"
+        "        return np.zeros(3, np.float32), 1.0, False, False, {}\n"
+        "gymnasium.register('MyRobot-v0', MyRobot, max_episode_steps=5)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = resolve_task("my_robot_module:MyRobot-v0")
+    env = make_mujoco_env(task)
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[3] for _ in range(5)]
+    assert ends == [False] * 4 + [True]
+
+
 def test_a_task_that_fails_to_start_gets_one_sentence():
     def broken(**options):
         raise AssertionError

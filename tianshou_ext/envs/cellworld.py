@@ -234,7 +234,7 @@ def make_cellworld_env(
     :param world: two numbers, such as ``21_05``, or ``00_00`` without obstacles.
     :param actions: where to run to: one of all free ``cells``, one of a few ``gateways``, or
         ``continuous`` x and y.
-    :param fast: seven times the speed, see ``cellworld_fast``: the same numbers, by arithmetic that
+    :param fast: eight times the speed, see ``cellworld_fast``: the same numbers, by arithmetic that
         is not the package's own; for training.
     :param reward: coefficient by name of observation, or [coefficient, offset]; or a function of
         the package's observation. By default -1 for a capture and 1 for the goal.

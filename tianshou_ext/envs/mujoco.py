@@ -119,13 +119,14 @@ def make_mujoco_env(
         )
     if render_mode == "rgb_array":
         render_by_egl()
-    options: dict[str, Any] = {}
+    # An environment of one's own may know no render mode, not even None.
+    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     if max_episode_steps is not None:
         options["max_episode_steps"] = max_episode_steps
     try:
         with warnings.catch_warnings():  # that there is a newer version
             warnings.simplefilter("ignore")
-            env = gymnasium.make(task, render_mode=render_mode, disable_env_checker=True, **options)
+            env = gymnasium.make(task, disable_env_checker=True, **options)
     except Exception as error:  # whatever a task's own code raises
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
