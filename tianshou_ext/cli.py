@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from tianshou_ext.errors import InputError
 
@@ -52,6 +52,9 @@ TIANSHOU_FLAGS: dict[str, str | None] = {
 }
 """Flags of Tianshou's offline examples that are none of ours, and what they are here; None has no
 use. Where an example of ours has one of these names, that counts."""
+
+SWITCHED = ("True", "False", "None")
+"""What tyro takes after a switch that may be left out."""
 
 UNNAMED = {"report": "runs"}
 """The sub-command that is meant where none is named: ``report log`` is ``report runs log``."""
@@ -113,7 +116,27 @@ def launch(
     with one_sentence():
         if tianshou_flags:
             argv = our_flags(argv, {field.name for field in fields(args_class)})  # type: ignore[arg-type]
+        argv = with_values(argv, args_class)
         main(tyro.cli(args_class, description=sys.modules["__main__"].__doc__, args=argv))
+
+
+def with_values(argv: Sequence[str], args_class: type[Any]) -> list[str]:
+    """Let switches that a preset may set be given as any other: ``--x`` is yes, ``--no-x`` is no.
+
+    They are ``bool | None``, for which tyro asks a value.
+    """
+    hints = get_type_hints(args_class)
+    switches = {name for name, hint in hints.items() if hint == (bool | None)}
+    given: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name = word.removeprefix("--").replace("-", "_")
+        if word.startswith("--no-") and name.removeprefix("no_") in switches:
+            given += [f"--{name.removeprefix('no_')}", "False"]
+        elif word.startswith("--") and name in switches and following not in SWITCHED:
+            given += [word, "True"]
+        else:
+            given.append(word)
+    return given
 
 
 def our_flags(argv: Sequence[str], known: Collection[str]) -> list[str]:

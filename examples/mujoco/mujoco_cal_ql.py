@@ -20,7 +20,10 @@ class Args(OfflineArgs):
     num_repeat_actions: int = 10
     """Actions of each of three kinds in the soft maximum."""
     lagrange_threshold: float | None = None
-    """Learn the weight so that the term stays near this; 4 on AntMaze. Left out: a fixed weight."""
+    """Learn the weight so that the term stays near this; the preset's (AntMaze: 4), or a fixed
+    weight."""
+    with_lagrange: bool | None = None
+    """Learn the weight by the threshold; --no-with-lagrange: a fixed one, whatever the preset."""
     max_q_backup: bool | None = None
     """Take the best of 10 next actions as the target; the preset's (AntMaze: True), or False."""
     actor_lr: float | None = None

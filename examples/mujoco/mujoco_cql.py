@@ -18,7 +18,10 @@ class Args(OfflineArgs):
     num_repeat_actions: int = 10
     """Actions of each of three kinds in the soft maximum."""
     lagrange_threshold: float | None = None
-    """Learn the weight so that the term stays near this; 5 on AntMaze. Left out: a fixed weight."""
+    """Learn the weight so that the term stays near this; the preset's (AntMaze: 5), or a fixed
+    weight."""
+    with_lagrange: bool | None = None
+    """Learn the weight by the threshold; --no-with-lagrange: a fixed one, whatever the preset."""
     max_q_backup: bool = False
     """Take the greatest value of 10 next actions as the target; AntMaze in CORL."""
     actor_lr: float | None = None

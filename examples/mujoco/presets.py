@@ -16,10 +16,8 @@ from tianshou_ext.errors import InputError
 from tianshou_ext.policy import get_method
 
 ADROIT = ("pen", "door", "hammer", "relocate")
-TASKS = {
-    "halfcheetah": "halfcheetah",
-    "hopper": "hopper",
-    "walker2d": "walker2d",
+RUNNERS = ("halfcheetah", "hopper", "walker2d")
+FAMILIES = {
     "antmaze": "antmaze",
     "adroithandpen": "pen",
     "adroithanddoor": "door",
@@ -28,7 +26,7 @@ TASKS = {
     "frankakitchen": "kitchen",
 }
 """How the ids of tasks begin, and the robot of the rows."""
-ROBOTS = tuple(TASKS.values())
+ROBOTS = (*RUNNERS, *FAMILIES.values())
 BATCH_SIZES = {"bcq": 100, "rebrac": 1024, "dt": 64}
 """Transitions a gradient step of the papers, without a preset; the others' are 256."""
 SAME_CONFIG = {"lb_sac": "sac_n"}
@@ -229,7 +227,9 @@ PRESETS: list[Preset] = [
         "num_critics",
         {
             ("halfcheetah", "*"): (10,),
-            ("hopper", "*"): (200,),
+            ("hopper", "medium-replay"): (200,),
+            ("hopper", "medium-expert"): (200,),
+            ("hopper", "full-replay"): (200,),
             ("hopper", "random"): (500,),
             ("hopper", "medium"): (500,),
             ("hopper", "expert"): (500,),
@@ -247,7 +247,11 @@ PRESETS: list[Preset] = [
             ("halfcheetah", "*"): (10, 1.0),
             ("halfcheetah", "random"): (10, 0.0),
             ("halfcheetah", "medium-expert"): (10, 5.0),
-            ("hopper", "*"): (50, 1.0),
+            ("hopper", "medium"): (50, 1.0),
+            ("hopper", "medium-replay"): (50, 1.0),
+            ("hopper", "medium-expert"): (50, 1.0),
+            ("hopper", "full-replay"): (50, 1.0),
+            ("hopper", "expert"): (50, 1.0),
             ("hopper", "random"): (50, 0.0),
             ("walker2d", "*"): (10, 1.0),
             ("walker2d", "medium-expert"): (10, 5.0),
@@ -365,8 +369,10 @@ def robot_and_level(task: str, dataset: str) -> tuple[str, str]:
     match = re.fullmatch(rf"(?:D4RL/|mujoco/)?({robots})[-/]([a-z-]+)-v\d+", dataset)
     if match:
         return match[1], match[2]
-    robot = next((own for start, own in TASKS.items() if task.lower().startswith(start)), "")
-    return robot, dataset
+    name = task.rpartition(":")[2].lower()  # of a task with the module that registers it
+    if (robot := name.rpartition("-v")[0]) in RUNNERS:
+        return robot, dataset
+    return next((own for start, own in FAMILIES.items() if name.startswith(start)), ""), dataset
 
 
 def preset_for(method: str, task: str, dataset: str) -> tuple[dict[str, Any], list[str]]:

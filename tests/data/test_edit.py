@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -434,9 +435,12 @@ def test_actions_are_scaled_from_the_environments_bounds(tmp_path: Path):
         ((-2.0,), (), "of 1 number, or one for each of an action's, got 1 and 0"),
         ((-2.0,) * 3, (2.0,), "got 3 and 1 for act of shape"),
         ((2.0,), (-2.0,), "--act-low below --act-high"),
+        ((-math.inf,), (2.0,), "expected finite numbers"),
     ]:
         with pytest.raises(InputError, match=sentence):
             relabel(path, out=tmp_path / "d", act_low=low, act_high=high, **QUIET)
+    with pytest.raises(InputError, match="not both: noise leaves the bounds"):
+        relabel(path, out=tmp_path / "d", act_noise=0.1, act_low=(-3,), act_high=(3,), **QUIET)
     assert not (tmp_path / "d").exists()
 
 

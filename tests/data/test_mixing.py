@@ -12,7 +12,7 @@ from tianshou.data import Batch, VectorReplayBuffer
 from tianshou_ext.data.growing import DirectReplay, GrowingReplay
 from tianshou_ext.data.mixing import MixedReplay, Mixing
 from tianshou_ext.data.normalize import episode_returns
-from tianshou_ext.data.replay import Replay
+from tianshou_ext.data.replay import Replay, concatenate
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 
@@ -187,6 +187,34 @@ def test_returns_hold_the_last_reward_where_what_followed_it_was_not_stored():
     assert batch.rew.tolist() == [*range(9), *range(10, 19)]
     expected = [sum(range(t, t // 10 * 10 + 10)) for t in batch.rew.int().tolist()]
     assert batch.returns.tolist() == expected
+
+
+def test_the_row_of_a_final_observation_was_not_paid_for():
+    """Our files without obs_next have one after a time-out; transforms make its 0 a number."""
+    buffer = fill(ReplayBuffer(25, ignore_obs_next=True), 20)
+    ends = np.arange(20) % 10 == 9
+    buffer.terminated[:20], buffer.truncated[:20] = False, ends
+    buffer.rew[:20] = np.where(ends, 0.0, 1.0)
+    replay = Replay(buffer)
+    replay.transform_rewards(lambda rew: 10.0 * rew + 5.0)
+    replay.set_returns(lambda rew: np.cumsum(rew[::-1])[::-1])
+    expected = [15.0 * (9 - t % 10) for t in replay.rows.tolist()]
+    assert replay.sample(0).returns.tolist() == expected and len(expected) == 18
+
+
+def test_a_batch_of_both_kinds_says_where_no_action_follows():
+    data = Replay(fill(ReplayBuffer(20), 20), next_act=True)
+    growing = GrowingReplay(fill(ReplayBuffer(20), 15), next_act=True)
+    growing.sync()
+    parts = [data.sample(0), growing.sample(0)]
+    both = concatenate(parts).has_act_next
+    assert both[: len(parts[0])].all()
+    assert both[len(parts[0]) :].tolist() == [t not in (9, 14) for t in range(15)]
+    direct = DirectReplay(fill(ReplayBuffer(20), 15), next_act=True)
+    direct.sync()
+    seen = direct.sample(0)
+    assert seen.has_act_next.tolist() == [t not in (9, 14) for t in range(15)]
+    assert torch.equal(seen.act_next[:9], growing.sample(0).act_next[:9])
 
 
 def test_returns_of_a_data_set_are_summed_within_episodes_also_in_a_ring():

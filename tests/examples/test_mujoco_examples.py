@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import sys
+import typing
 from pathlib import Path
 
 import h5py
@@ -405,6 +406,8 @@ def test_presets_by_level_and_by_d4rl_id():
         ("AdroitHandDoor-v1", "door-human-v1", (0.1, 0.1, 256, None, None)),
         ("Hopper-v4", "mujoco/hopper/medium-v0", (0.01, 0.01, 1024, None, None)),
         ("Mine-v0", "mine.hdf5", (None, None, 1024, None, None)),
+        ("HopperMaze-v0", "medium", (None, None, 1024, None, None)),
+        ("my_module:AntMaze_UMaze-v4", "a.hdf5", (None, None, 256, 0.999, "times_100")),
     ],
 )
 def test_presets_of_mazes_and_hands_by_every_name_of_their_data(task, dataset, expected):
@@ -429,6 +432,37 @@ def test_ensembles_of_every_level_have_their_papers_sizes():
         **{("Hopper", level): (hopper.get(level, 200), 50) for level in LEVELS},
         **{("Walker2d", level): (100 if level == "expert" else 20, 10) for level in LEVELS},
     }
+
+
+def test_a_presets_threshold_can_be_set_aside():
+    common = importlib.import_module("mujoco_common")
+    about = {"task": "AntMaze_UMaze-v4", "dataset": "antmaze-umaze-v2"}
+    for name, threshold in (("cql", 5.0), ("cal_ql", 4.0)):
+        args = importlib.import_module(f"mujoco_{name}").Args(**about, with_lagrange=False)
+        options = common.resolve_options(args, name, name, {})
+        config = METHODS[name].config_class(
+            **{k: v for k, v in options.items() if k not in ("batch_size",)}
+        )
+        assert config.lagrange_threshold == threshold and not config.uses_lagrange
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_switches_of_presets_are_given_as_any_other(name, monkeypatch):
+    module = importlib.import_module(name)
+    hints = typing.get_type_hints(module.Args)
+    switches = [field for field, hint in hints.items() if hint == (bool | None)]
+    for switch in switches:
+        flag = switch.replace("_", "-")
+        for words, expected in [
+            ([f"--{flag}"], True),
+            ([f"--no-{flag}"], False),
+            ([f"--{flag}", "False"], False),
+            ([], None),
+        ]:
+            monkeypatch.setattr("sys.argv", ["script.py", *words, "--seed", "3"])
+            seen = []
+            launch(seen.append, module.Args)
+            assert (getattr(seen[0], switch), seen[0].seed) == (expected, 3)
 
 
 def test_iql_learns_from_mazes_and_hands_with_its_papers_settings():

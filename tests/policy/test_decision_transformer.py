@@ -293,6 +293,14 @@ def test_the_range_of_the_data_is_saved_with_the_weights(continuous_buffer):
     assert other.target_return == policy.target_return != 0.0
 
 
+def test_weights_from_before_rewards_were_told_apart_still_load(continuous_buffer):
+    policy, other = build(), build(seed=1)
+    update(policy, continuous_buffer)
+    older = {k: v for k, v in policy.state_dict().items() if k != "rewards_are_signs"}
+    other.load_state_dict(older)
+    assert other.target_return == policy.target_return and not other.rewards_are_signs
+
+
 @pytest.mark.parametrize(("points", "left"), [(1.0, [29.0, 30.0]), (7.0, [23.0, 27.0])])
 def test_a_step_that_pays_7_counts_as_it_does_in_the_data(points, left, continuous_buffer):
     buffer = copy.deepcopy(continuous_buffer)

@@ -12,6 +12,7 @@ from contract import same, sgd, transitions, update
 from gymnasium.spaces import Box
 from tables import ActorTable, CriticTable
 
+from tianshou_ext.checkpoint import load_checkpoint, save_checkpoint
 from tianshou_ext.errors import InputError
 from tianshou_ext.nn.actor_critic import linear_layers, tanh_normal_log_prob, tanh_normal_sample
 from tianshou_ext.policy import SACNConfig, SACNPolicy, lb_sac_config
@@ -212,6 +213,16 @@ def test_a_batch_of_256_makes_lb_sac_a_step_of_sac_n(make_policy, make_buffer):
     for policy in policies:
         update(policy, make_buffer("vector", "continuous"), times=3)
     assert same(policies[0].state_dict(), policies[1].state_dict())
+
+
+def test_a_run_goes_on_whatever_its_first_weights_were(make_policy, make_buffer, tmp_path):
+    """As one of LB-SAC that began before its critics started wide."""
+    before = make_policy("sac_n", "vector", "continuous", wide_init=False)
+    update(before, make_buffer("vector", "continuous"), times=2)
+    save_checkpoint(before, tmp_path / "a.pt")
+    after = make_policy("sac_n", "vector", "continuous", wide_init=True)
+    load_checkpoint(after, tmp_path / "a.pt")
+    assert same(before.state_dict(), after.state_dict())
 
 
 @pytest.mark.parametrize(("small_init", "head", "bias"), [(False, 1.0, 0.25), (True, 3e-3, 0.1)])

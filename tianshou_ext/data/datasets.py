@@ -93,8 +93,7 @@ def _converted(convert: Callable[..., Any], source: str, name: str, show_progres
 
     path = cached(name, make)
     if _is_outdated(read_provenance(path)):
-        path.unlink()
-        path = cached(name, make)
+        make(path)  # which replaces it when it is complete
     return path
 
 

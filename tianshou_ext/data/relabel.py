@@ -41,7 +41,7 @@ def relabel(
     """Change rewards, scale actions, or add noise to observations or actions.
 
     A reward becomes clip(scale * reward + shift). Rows that are no transitions (the final
-    observation of a truncated episode) keep reward and action.
+    observation of a truncated episode) keep their reward, and their action but for its scale.
 
     :param file: the buffer file.
     :param out: the file to make.
@@ -63,12 +63,18 @@ def relabel(
     """
     check_seed(seed)
     numbers = [reward_scale, reward_shift, obs_noise, act_noise, *(reward_clip or ())]
+    numbers += [*act_low, *act_high]
     if not all(abs(number) <= LARGEST for number in numbers):
         raise InputError(f"expected finite numbers of at most {LARGEST:g}, got {numbers}")
     if min(obs_noise, act_noise) < 0:
         raise InputError(f"expected noise of 0 or more, got {min(obs_noise, act_noise)}")
     if reward_clip is not None and reward_clip[0] >= reward_clip[1]:
         raise InputError(f"expected reward_clip as LOW HIGH, got {reward_clip}")
+    if act_noise and (act_low or act_high):
+        raise InputError(
+            "expected --act-noise, or --act-low and --act-high, not both: noise leaves the bounds; "
+            "scale first, then add noise to the new file"
+        )
     if clip_actions and not act_noise:
         raise InputError("expected --act-noise with --clip-actions, got none")
     asked = (reward_scale, reward_shift, reward_clip, obs_noise, act_noise, act_low, act_high)

@@ -235,6 +235,7 @@ class Replay:
         self.stack = self._stack_table() if self.stack_num > 1 else None
         self.next = torch.from_numpy(self.next_row)
         self.ended = torch.from_numpy(terminated | truncated)
+        self.pays = (self.rew != 0.0).cpu()  # as the environment gave them, before any transform
         del self.prev_row, self.next_row
         self.returns: Tensor | None = None
 
@@ -358,8 +359,8 @@ class Replay:
         """Return the rows of each episode that has ended, and the rows whose rewards it was paid.
 
         These have one more where the row that timed out has no stored successor: it is no
-        transition, but pays a reward. An episode that the data cut is left out: its return is not
-        known.
+        transition, but was paid for (the row of an episode's final observation, which our own files
+        have there, was not). An episode that the data cut is left out: its return is not known.
         """
         episodes = self.episodes()
         last = torch.stack([episode[-1] for episode in episodes])
@@ -367,10 +368,14 @@ class Replay:
         unused = self.ended[after] & ~self.ended[last]
         return [
             (episode, torch.cat([episode, row.view(1)]) if pays else episode)
-            for episode, row, pays, ended in zip(
-                episodes, after, unused.tolist(), self.ended[last].tolist(), strict=True
+            for episode, row, pays, known in zip(
+                episodes,
+                after,
+                (unused & self.pays[after]).tolist(),
+                (unused | self.ended[last]).tolist(),
+                strict=True,
             )
-            if ended or pays
+            if known
         ]
 
     def set_returns(self, returns_to_go: Callable[[Array], Array]) -> None:

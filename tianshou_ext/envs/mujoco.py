@@ -15,6 +15,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 import warnings
 from functools import partial
 from importlib.util import find_spec
@@ -129,6 +130,8 @@ def make_mujoco_env(
             env = gymnasium.make(task, disable_env_checker=True, **options)
     except Exception as error:  # whatever a task's own code raises
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said += f", {frame.filename}:{frame.lineno}"
         raise InputError(
             f"expected to make {task}, but that failed ({said}); use another task, such as "
             f"{', '.join(mujoco_tasks()[:8])}{KITCHEN if 'Kitchen' in task else ''}"

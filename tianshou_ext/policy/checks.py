@@ -67,9 +67,12 @@ def check_buffer(buffer: ReplayBuffer) -> None:
         )
 
 
-def check_data(replay: Replay, observation_space: Any, action_space: Any) -> None:
+def check_data(
+    replay: Replay, observation_space: Any, action_space: Any, *, scales: bool = True
+) -> None:
     """Check that a buffer's transitions are of the policy's spaces.
 
+    :param scales: whether the policy maps its actions from [-1, 1] to the space.
     :raises InputError: if observations or actions are of another shape, or outside the space.
     """
     if observation_space is not None and replay.obs_shape != tuple(observation_space.shape):
@@ -102,7 +105,7 @@ def check_data(replay: Replay, observation_space: Any, action_space: Any) -> Non
             f"them to the space, got {float(act.min()):g} to {float(act.max()):g} in the buffer; "
             f"scale them: {SCALE_ACTIONS}"
         )
-    else:
+    elif scales:
         warn_of_unscaled(act, action_space)
 
 

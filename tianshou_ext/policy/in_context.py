@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium
@@ -48,6 +48,11 @@ class InContextPolicy(OfflinePolicy):
         self.asked: float | None = next(iter(self.config.target_return), None)
         """The return that was asked for by hand; None: the best of the data's."""
         self._reader = ContextReader(model)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights, also of files that are older than ``rewards_are_signs``."""
+        newer = {"rewards_are_signs": torch.tensor(False)}
+        return super().load_state_dict({**newer, **state_dict}, *args, **kwargs)
 
     @property
     def target_return(self) -> float:

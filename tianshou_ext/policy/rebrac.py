@@ -125,6 +125,8 @@ class ReBRACPolicy(TD3BCPolicy):
         if batch.act_next is None:
             return value
         penalty: Tensor = self.critic_penalty * squared_distance(act, batch.act_next)
+        if batch.has_act_next is not None:
+            penalty = penalty * batch.has_act_next
         return value - penalty
 
     def actor_loss(self, act: Tensor, data_act: Tensor, q: Tensor) -> Tensor:

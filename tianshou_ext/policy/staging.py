@@ -106,7 +106,8 @@ class Staging(Learner):
     def _stage(self, buffer: ReplayBuffer) -> Replay:
         check_buffer(buffer)
         replay = Replay(buffer, self.device, next_act=self.needs_next_act)
-        check_data(replay, self.observation_space, self.action_space)
+        scales = bool(getattr(self, "action_scaling", True))
+        check_data(replay, self.observation_space, self.action_space, scales=scales)
         self.reward_norm.to(self.device)
         self.reward_norm.fit(replay)
         replay.transform_rewards(self.reward_norm)
