@@ -128,7 +128,7 @@ def with_values(argv: Sequence[str], args_class: type[Any]) -> list[str]:
     hints = get_type_hints(args_class)
     switches = {name for name, hint in hints.items() if hint == (bool | None)}
     given: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         name = word.removeprefix("--").replace("-", "_")
         if word.startswith("--no-") and name.removeprefix("no_") in switches:
             given += [f"--{name.removeprefix('no_')}", "False"]
