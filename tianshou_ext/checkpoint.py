@@ -168,7 +168,7 @@ def load_checkpoint(policy: OfflinePolicy, path: str | Path) -> dict[str, Any]:
     differing = {
         key: (there[key], value)
         for key, value in here.items()
-        if _comparable(there[key]) != _comparable(value) and key not in policy.config.OF_ACTING
+        if _comparable(there[key]) != _comparable(value) and key not in policy.config.FREE_TO_CHANGE
     }
     if differing:
         changes = ", ".join(f"{k} was {old}, is {new}" for k, (old, new) in differing.items())

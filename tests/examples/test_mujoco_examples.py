@@ -361,11 +361,7 @@ def test_every_preset_names_known_fields():
             presets.check_row(row)
         assert row.source and row.settings
         assert row.robot in ("*", *presets.ROBOTS)
-        levels = (
-            (*LEVELS, "full-replay")
-            if row.robot in ("halfcheetah", "hopper", "walker2d")
-            else OTHER_LEVELS
-        )
+        levels = (*LEVELS, "full-replay") if row.robot in presets.RUNNERS else OTHER_LEVELS
         assert row.level in ("*", *levels)
         assert (row.method, row.robot, row.level) not in seen
         seen.add((row.method, row.robot, row.level))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tianshou_ext.data.actions import ACT_SLACK, unit_actions
 from tianshou_ext.data.blocks import BufferFile, mapped_leaves
 from tianshou_ext.data.convert.common import Report
 from tianshou_ext.data.rewrite import Rows, check_seed, rewrite
@@ -17,7 +18,6 @@ from tianshou_ext.errors import InputError
 __all__ = ["relabel"]
 
 Array = np.ndarray[Any, Any]
-ACT_SLACK = 1e-3  # by which a scaled action may exceed 1, for rounding
 LARGEST = 1e30  # number in an option of relabel; rewards must stay within float32
 
 
@@ -236,7 +236,7 @@ class _ActScale:
     def apply(self, rows: Rows, usable: Array) -> None:
         """Change ``rows``; of those that are no transitions the action means nothing."""
         act = rows.columns["act"]
-        scaled = 2.0 * (act - self.low) / (self.high - self.low) - 1.0
+        scaled = unit_actions(act, self.low, self.high)
         outside = (np.abs(scaled) > 1.0 + ACT_SLACK) & usable[:, None]
         if outside.any():
             row, place = np.argwhere(outside)[0]

@@ -10,6 +10,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from tianshou.data import PrioritizedReplayBuffer, PrioritizedVectorReplayBuffer
 
+from tianshou_ext.data.actions import ACT_SLACK
 from tianshou_ext.data.replay import Replay
 from tianshou_ext.errors import InputError
 from tianshou_ext.policy.registry import METHODS, method_name
@@ -18,7 +19,6 @@ from tianshou_ext.tianshou_api import ReplayBuffer
 if TYPE_CHECKING:
     from tianshou_ext.policy.base import OfflinePolicy
 
-BOUND_SLACK = 1e-3  # of actions beyond [-1, 1] by rounding
 SCALE_ACTIONS = "tianshou-ext relabel FILE --act-low LOW --act-high HIGH --out NEW"
 
 
@@ -99,7 +99,7 @@ def check_data(
             f"expected actions of shape {tuple(action_space.shape)}, got {tuple(act.shape[1:])} "
             "in the buffer; use the data set of this task"
         )
-    elif float(act.abs().max()) > 1.0 + BOUND_SLACK:
+    elif float(act.abs().max()) > 1.0 + ACT_SLACK:
         raise InputError(
             "expected actions in [-1, 1], as Tianshou's buffers hold them before map_action scales "
             f"them to the space, got {float(act.min()):g} to {float(act.max()):g} in the buffer; "
@@ -115,7 +115,7 @@ def warn_of_unscaled(act: torch.Tensor, action_space: Any) -> None:
         torch.as_tensor(b, device=act.device) for b in (action_space.low, action_space.high)
     )
     narrow = bool((low >= -1.0).all() and (high <= 1.0).all() and (high - low < 1.9).any())
-    if narrow and bool(((act >= low - BOUND_SLACK) & (act <= high + BOUND_SLACK)).all()):
+    if narrow and bool(((act >= low - ACT_SLACK) & (act <= high + ACT_SLACK)).all()):
         warnings.warn(
             "expected actions in [-1, 1], as Tianshou's buffers hold them before map_action scales "
             f"them to the space, got {float(act.min()):g} to {float(act.max()):g} in the buffer, "

@@ -24,8 +24,8 @@ TConfig = TypeVar("TConfig", bound="PolicyConfig")
 class PolicyConfig:
     """Hyperparameters that every method has; methods add theirs."""
 
-    OF_ACTING: ClassVar[tuple[str, ...]] = ()
-    """Fields that change no weight: a run may go on with others."""
+    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ()
+    """Fields that a run may go on with others of: they change how it acts, or its first weights."""
 
     gamma: float = 0.99
     """Discount factor, in [0, 1]."""

@@ -48,7 +48,7 @@ from tianshou_ext.tianshou_api import ReplayBuffer
 class DecisionTransformerConfig(PolicyConfig):
     """Hyperparameters of Decision Transformer; defaults are those of the official gym code."""
 
-    OF_ACTING = ("target_return", "slide", "sample_actions")
+    FREE_TO_CHANGE = ("target_return", "slide", "sample_actions")
 
     hidden_sizes: tuple[int, ...] = ()
     """Widths of fully connected layers before the embedding of an observation."""

@@ -57,7 +57,7 @@ Gaussian = tuple[Tensor, Tensor]
 class SACNConfig(PolicyConfig):
     """Hyperparameters of SAC-N; defaults are the paper's for HalfCheetah."""
 
-    OF_ACTING = ("small_init", "wide_init")  # of the first weights: a run has them already
+    FREE_TO_CHANGE = ("small_init", "wide_init")
 
     lr: float = 3e-4
     """Adam's learning rate of the critics, and of actor and temperature without ``actor_lr``."""

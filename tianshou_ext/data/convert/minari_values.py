@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tianshou_ext.data.actions import ACT_SLACK, unit_actions
 from tianshou_ext.data.convert.minari_spaces import Space, bounds_to_scale, is_nested, leaves
 from tianshou_ext.errors import InputError
 
@@ -23,8 +24,6 @@ __all__ = [
 ]
 
 LOSSY = "episodes hold images that were stored as JPEG, which loses detail"
-SLACK = 1e-3
-"""By which scaled actions may exceed 1, for rounding."""
 Array = np.ndarray[Any, Any]
 
 
@@ -144,9 +143,9 @@ def scaled_to_unit(space: Space, values: Any) -> Any:
     bounds = bounds_to_scale(space)
     if bounds is None:
         return values
-    low, high = (np.asarray(bound, np.float64) for bound in bounds)
-    scaled: Array = 2.0 * (values - low) / (high - low) - 1.0
-    if np.abs(scaled).max(initial=0.0) > 1.0 + SLACK:
+    scaled = unit_actions(values, *bounds)
+    if np.abs(scaled).max(initial=0.0) > 1.0 + ACT_SLACK:
+        low, high = (np.asarray(bound) for bound in bounds)
         raise InputError(
             f"actions from {values.min():g} to {values.max():g}, outside their bounds, "
             f"{low.min():g} to {high.max():g}"
