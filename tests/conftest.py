@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +21,9 @@ from tianshou_ext.policy import METHODS, OfflinePolicy
 from tianshou_ext.tianshou_api import ReplayBuffer
 
 torch.set_num_threads(1)
+CELLWORLD = Path(__file__).parents[2] / "shared/data/cellworld"  # not in a user's checkout
+if CELLWORLD.exists():
+    os.environ.setdefault("CELLWORLD_CACHE", str(CELLWORLD))
 
 OBS_SIZE = 3
 NUM_ACTIONS = 4

@@ -26,6 +26,8 @@ from tianshou_ext.policy import (
 from tianshou_ext.tianshou_api import LINE, Collector, ReplayBuffer, training_step
 
 if LINE >= 2:
+    from tianshou.algorithm import algorithm_base as base
+    from tianshou.algorithm.algorithm_base import Algorithm as TheirBase
     from tianshou.trainer import (
         OfflineTrainer,
         OfflineTrainerParams,
@@ -35,6 +37,8 @@ if LINE >= 2:
     from tianshou.utils.net.discrete import DiscreteActor as Actor
     from tianshou.utils.net.discrete import DiscreteCritic as Critic
 else:
+    from tianshou.policy import BasePolicy as TheirBase
+    from tianshou.policy import base
     from tianshou.trainer import OfflineTrainer, OffpolicyTrainer
     from tianshou.utils.net.discrete import Actor, Critic
 
@@ -55,6 +59,19 @@ def build(name: str, env: gymnasium.Env, **options: Any) -> OfflinePolicy:
     policy_class = METHODS[name].policy_class
     spaces = (env.observation_space, env.action_space)
     return policy_class.build(*spaces, hidden_sizes=(32,), **options)
+
+
+def test_a_policy_is_tianshous_and_starts_without_compiling_what_it_does_not_call(
+    cartpole, monkeypatch
+):
+    """Tianshou's own start takes seconds for that, in each process."""
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("compiled at the start")
+
+    for name in ("_gae" if LINE >= 2 else "_gae_return", "_nstep_return"):
+        monkeypatch.setattr(base, name, refuse)  # fails if there is none of that name
+    assert isinstance(build("discrete_cql", cartpole), TheirBase)
 
 
 def hook(policy: OfflinePolicy) -> Any:

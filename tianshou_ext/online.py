@@ -45,7 +45,7 @@ def online_trainer(
     max_epoch: int,
     step_per_epoch: int,
     batch_size: int,
-    buffer_size: int = 1_000_000,
+    buffer_size: int | None = None,
     random_steps: int = 0,
     update_per_step: float = 1.0,
     step_per_collect: int | None = None,
@@ -72,7 +72,7 @@ def online_trainer(
     :param max_epoch: epochs in all, those before an interruption included.
     :param step_per_epoch: environment steps an epoch, a multiple of ``step_per_collect``.
     :param batch_size: transitions a gradient step.
-    :param buffer_size: transitions kept, at least ``random_steps``.
+    :param buffer_size: transitions kept, at least ``random_steps``; all of them if None.
     :param random_steps: uniformly random steps before the first epoch.
     :param update_per_step: gradient steps for each environment step.
     :param step_per_collect: environment steps between updates; if None as few as there are

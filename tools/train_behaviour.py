@@ -75,7 +75,6 @@ def main(args: Args) -> None:
         max_epoch=args.steps // args.step_per_epoch,
         step_per_epoch=args.step_per_epoch,
         batch_size=args.batch_size,
-        buffer_size=max(args.steps, 1_000_000) + 10_000,
         random_steps=10_000,
         test_envs=DummyVectorEnv([make] * 5),
         episode_per_test=5,

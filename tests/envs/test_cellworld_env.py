@@ -32,8 +32,7 @@ from tianshou_ext.errors import InputError
 if find_spec("cellworld_gym") is None:
     pytest.skip("needs the cellworld-gym package", allow_module_level=True)
 
-SHARED = Path(__file__).parents[3] / "shared/data/cellworld"
-CACHE = Path(os.environ.get("CELLWORLD_CACHE", SHARED))
+CACHE = Path(os.environ.get("CELLWORLD_CACHE", "."))
 needs_files = pytest.mark.skipif(
     not (CACHE / world_files("21_05")[0]).exists(),
     reason="needs the files of world 21_05 in the folder CELLWORLD_CACHE",
@@ -42,13 +41,8 @@ AT = {name: k for k, name in enumerate(OBSERVATION_NAMES)}
 GOALS = [(0.9, 0.5), (0.5, 0.2), (0.5, 0.8)]
 
 
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch):
-    monkeypatch.setenv("CELLWORLD_CACHE", str(CACHE))
-
-
 @pytest.fixture
-def env(_cache):
+def env():
     return make_cellworld_env(fast=True)
 
 

@@ -16,8 +16,7 @@ from tianshou_ext.envs.cellworld_cache import world_files
 from tianshou_ext.errors import InputError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "cellworld"
-SHARED = Path(__file__).parents[3] / "shared/data/cellworld"
-CACHE = Path(os.environ.get("CELLWORLD_CACHE", SHARED))
+CACHE = Path(os.environ.get("CELLWORLD_CACHE", "."))
 pytestmark = pytest.mark.skipif(
     not (CACHE / world_files("21_05")[0]).exists(),
     reason="needs the files of world 21_05 in the folder CELLWORLD_CACHE",
@@ -27,7 +26,6 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _folders(monkeypatch, tmp_path_factory):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setenv("CELLWORLD_CACHE", str(CACHE))
     cache = tmp_path_factory.getbasetemp() / "planner_greedy_cache"
     monkeypatch.setenv("TIANSHOU_EXT_CACHE", str(cache))
 

@@ -20,17 +20,11 @@ from tianshou_ext.planning.belief import RobotBelief
 if find_spec("cellworld_gym") is None:
     pytest.skip("needs the cellworld-gym package", allow_module_level=True)
 
-SHARED = Path(__file__).parents[3] / "shared/data/cellworld"
-CACHE = Path(os.environ.get("CELLWORLD_CACHE", SHARED))
+CACHE = Path(os.environ.get("CELLWORLD_CACHE", "."))
 needs_files = pytest.mark.skipif(
     not (CACHE / world_files("21_05")[0]).exists(),
     reason="needs the files of world 21_05 in the folder CELLWORLD_CACHE",
 )
-
-
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch):
-    monkeypatch.setenv("CELLWORLD_CACHE", str(CACHE))
 
 
 @cache

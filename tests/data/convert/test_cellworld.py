@@ -32,15 +32,13 @@ from tianshou_ext.data.inspect import inspect
 from tianshou_ext.errors import InputError
 from tianshou_ext.tianshou_api import ReplayBuffer
 
-SHARED = Path(__file__).parents[3].parent / "shared/data/cellworld"
-if SHARED.exists():
-    os.environ.setdefault("CELLWORLD_CACHE", str(SHARED))
+CACHE = Path(os.environ.get("CELLWORLD_CACHE", "."))
 needs_world = pytest.mark.skipif(
     find_spec("cellworld_gym") is None or "CELLWORLD_CACHE" not in os.environ,
     reason="needs cellworld-gym, and CELLWORLD_CACHE with the files of its worlds",
 )
 needs_mice = pytest.mark.skipif(
-    not (SHARED / "mouse").exists(), reason="needs the shared recordings"
+    not (CACHE / "mouse").exists(), reason="needs recordings in mouse/ of CELLWORLD_CACHE"
 )
 NAME = "PEEK_20230101_1200_MMM1_21_05_R1_episode_003.json"
 
@@ -632,7 +630,7 @@ def test_the_same_command_writes_the_same_bytes_in_any_number_of_processes(
 @needs_world
 @needs_mice
 def test_a_real_mouse_reaches_the_goal_in_a_buffer_that_everybody_reads(tmp_path: Path):
-    source = SHARED / "mouse" / "PEEK_20221129_1124_MMM11_21_05_RT8_episode_8.json.gz"
+    source = CACHE / "mouse" / "PEEK_20221129_1124_MMM11_21_05_RT8_episode_8.json.gz"
     report = convert((source,), tmp_path / "b.hdf5", progress=False)
     assert (report.rows, report.episodes, report.terminated) == (53, 1, 1)
     assert any("from after the run" in note for note in report.notes)
