@@ -13,7 +13,7 @@ import torch
 from tianshou.data import Batch, VectorReplayBuffer
 from tianshou.env import DummyVectorEnv
 
-from tianshou_ext import acting
+from tianshou_ext import acting, online
 from tianshou_ext.checkpoint import save_checkpoint
 from tianshou_ext.data.online_buffer import cut_episodes, restore_rows, save_rows
 from tianshou_ext.errors import InputError
@@ -145,6 +145,28 @@ def test_the_first_steps_are_random_and_the_others_the_policys(monkeypatch):
 def test_a_buffer_that_cannot_hold_the_random_steps_is_refused():
     with pytest.raises(InputError, match="buffer_size of at least random_steps .*, 20, got 10"):
         train(build(), buffer_size=10)
+
+
+def test_without_a_number_all_steps_are_kept_and_no_more_reserved_also_in_a_prolonged_run(
+    tmp_path: Path, monkeypatch
+):
+    """A million rows of pictures took half a minute and gigabytes, in a run of 20 steps too."""
+    reserved, make = [], online.make_online_buffer
+
+    def count(space: Any, rows: int, *args: Any, **options: Any) -> ReplayBuffer:
+        reserved.append(rows)
+        return make(space, rows, *args, **options)
+
+    monkeypatch.setattr(online, "make_online_buffer", count)
+    settings = {name: value for name, value in SETTINGS.items() if name != "buffer_size"}
+    runs = []
+    for name, epochs in (("whole", 3), ("longer", 1), ("longer", 3)):
+        runs.append(build())
+        options = {**settings, "max_epoch": epochs, "show_progress": False, "verbose": False}
+        online_trainer(runs[-1], envs(), logdir=tmp_path / name, **options)
+    assert reserved == [200, 80, 200]
+    whole, _, longer = (policy.state_dict() for policy in runs)
+    assert all(torch.equal(longer[key], value) for key, value in whole.items())
 
 
 def test_training_without_tests_needs_no_environment_for_them(tmp_path: Path):

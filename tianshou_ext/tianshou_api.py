@@ -170,7 +170,7 @@ else:
     from tianshou.trainer import OffpolicyTrainer as OffPolicyTrainer
 
     class BasePolicy(_policy.BasePolicy):
-        """Tianshou's own."""
+        """Tianshou's own, with a shorter start."""
 
         @staticmethod
         def _compile() -> None:
